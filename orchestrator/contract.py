@@ -1,0 +1,358 @@
+"""The run contract: everything that the parts of a run say to each other through files.
+
+What it is
+    One run is one directory on a shared filesystem. The launcher, the runtime job and the training
+    job never talk directly; they publish records here, and each file has one writer. This module names
+    every file (`RunDirectory`), every record, and every environment variable that crosses a process,
+    and holds the operations that are safe on NFS, Lustre and GPFS: atomic publish, tolerant
+    read, waiting with a deadline and a liveness check, attempts that fence out their predecessors,
+    heartbeats judged on the observer's own clock, and the event timeline.
+
+How to use it
+    run = RunDirectory(path); run.publish(run.ready_flag, ReadyFlag(...)); run.read(run.ready_flag, ReadyFlag)
+
+What it does not do
+    No network, no scheduler, no configuration. It imports the standard library only, because job
+    stubs, the server and the trainer all import it. A flag is only a hint: the truth is an HTTP
+    `/health` that answers with the same run id and nonce.
+
+Rules it keeps (docs/design.md, "The run directory")
+    one writer per file; write beside, fsync, rename, fsync the directory; files that others wait for
+    are created empty at launch; no flock, no modification times compared between hosts; a reader
+    that finds an empty or half-written file has found nothing yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from orchestrator.durable import append_line, fsync_directory, publish_bytes, read_bytes, read_json_lines
+from orchestrator.records import (
+    CompleteFlag,
+    ContractError,
+    Env,
+    Event,
+    Exit,
+    JobStatus,
+    Manifest,
+    NotARun,
+    Outcome,
+    PeerGone,
+    ReadyFlag,
+    Record,
+    Result,
+    Role,
+    Submission,
+    Superseded,
+    WaitTimeout,
+)
+
+__all__ = [
+    "CompleteFlag",
+    "ContractError",
+    "Env",
+    "Event",
+    "EventLog",
+    "Exit",
+    "Heartbeat",
+    "JobStatus",
+    "Manifest",
+    "NotARun",
+    "Outcome",
+    "PeerGone",
+    "Pulse",
+    "ReadyFlag",
+    "Record",
+    "Result",
+    "Role",
+    "RunDirectory",
+    "Submission",
+    "Superseded",
+    "WaitTimeout",
+    "append_line",
+    "publish_bytes",
+    "read_bytes",
+    "read_json_lines",
+    "wait_for",
+]
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+
+# --- the run directory -------------------------------------------------------------------------------
+
+
+class RunDirectory:
+    """One run as one object: a property per file, so that no path is ever joined at a call site."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+        at = self.root.joinpath
+        # written by the launcher
+        self.config = at("config.yaml")
+        self.provenance = at("config.provenance.json")
+        self.manifest = at("run.json")
+        self.code = at("code")
+        self.env_file = at("env.sh")
+        # written by the runtime server (address and key) and by the runtime job (status)
+        self.runtime_url = at("runtime_url.txt")
+        self.runtime_api_key = at("runtime_api_key.txt")
+        self.ready_flag = at("runtime_ready.flag")
+        self.runtime = at("runtime")
+        # written by the training job; metrics, summary and below by the trainer in it
+        self.complete_flag = at("training_complete.flag")
+        self.result = at("result.json")
+        self.training = at("training")
+        self.metrics = at("training", "metrics.jsonl")
+        self.summary = at("training", "summary.json")
+        self.checkpoints = at("training", "checkpoints")
+        self.rollouts = at("training", "rollouts")
+        self.tensorboard = at("training", "tensorboard")
+        # one file per writer, merged on reading
+        self.events = at("events")
+        self.attempts = at("attempts")
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.root)!r})"
+
+    @property
+    def run_id(self) -> str:
+        """The directory's own name: `YYYYMMDD_HHMMSS_<id>`."""
+        return self.root.name
+
+    def script(self, role: str) -> Path:
+        """What was submitted for this role, resubmittable by hand."""
+        return self.root / f"{role}.sbatch"
+
+    def status(self, role: str) -> Path:
+        """`JobStatus` of one job, written by that job."""
+        return self.root / role / "status.json"
+
+    def heartbeat(self, role: str) -> Path:
+        """The changing nonce of one job."""
+        return self.root / role / "heartbeat"
+
+    def out(self, role: str, job_id: str) -> Path:
+        return self.root / f"{role}_{job_id}.out"
+
+    def err(self, role: str, job_id: str) -> Path:
+        return self.root / f"{role}_{job_id}.err"
+
+    # --- life ---
+
+    @classmethod
+    def create(cls, runs_dir: Path, label: str = "") -> Self:
+        """Make a new run directory (0700) with every awaited file empty. Raises OSError."""
+        name = time.strftime("%Y%m%d_%H%M%S") + "_" + (label or secrets.token_hex(3))
+        run = cls(runs_dir / name)
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        run.root.mkdir(mode=0o700)
+        for folder in (run.runtime, run.training, run.events, run.attempts):
+            folder.mkdir()
+        for awaited in run.awaited():
+            os.close(os.open(awaited, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        fsync_directory(run.root)
+        return run
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> Self:
+        """An existing run. Raises NotARun when the directory has no manifest."""
+        run = cls(root)
+        if not run.manifest.is_file():
+            raise NotARun(
+                f"{run.root} is not a run directory (no run.json in it). `orchestrate list` shows the runs."
+            )
+        return run
+
+    def awaited(self) -> list[Path]:
+        """Files that another process waits for: created empty, so that no client caches their absence."""
+        roles = (Role.RUNTIME, Role.TRAINING)
+        return [
+            self.runtime_url,
+            self.runtime_api_key,
+            self.ready_flag,
+            self.complete_flag,
+            self.result,
+            *(self.status(r) for r in roles),
+            *(self.heartbeat(r) for r in roles),
+        ]
+
+    # --- records ---
+
+    def publish(self, path: Path, record: Record | str, mode: int = 0o644) -> None:
+        """Publish a record (or a line of text, for url and key) atomically."""
+        text = record.to_json() if isinstance(record, Record) else record.rstrip("\n") + "\n"
+        publish_bytes(path, text.encode(), mode)
+
+    def read(self, path: Path, kind: type[R]) -> R | None:
+        """The record, or None when it is not there yet, empty, or half-written."""
+        try:
+            return kind.from_json(read_bytes(path).decode())
+        except ValueError:
+            return None
+
+    def read_text(self, path: Path) -> str:
+        """A published line; "" when it is not there yet."""
+        return read_bytes(path).decode(errors="replace").strip()
+
+    def events_of(self, role: str, writer: str = "") -> EventLog:
+        """The timeline file of one writer. `writer` tells two processes of one role apart."""
+        return EventLog(self.events / f"{writer or role}.jsonl", role)
+
+    def timeline(self) -> list[Event]:
+        """Every event of every writer, in order of time."""
+        rows = [row for path in sorted(self.events.glob("*.jsonl")) for row in read_json_lines(path)]
+        events = [event for row in rows if (event := _event(row)) is not None]
+        return sorted(events, key=lambda e: e.at)
+
+    # --- attempts ---
+
+    def take_attempt(self, role: str, token: str) -> int:
+        """Take the next attempt number of a role: `mkdir` is atomic, and a token settles a retried one.
+
+        A token must be unique to the process life. Returns the number, from 1.
+        """
+        for number in range(self.latest_attempt(role) + 1, 10_000):
+            folder = self.attempts / f"{role}-{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                if read_bytes(folder / "token").decode().strip() != token:
+                    continue
+            publish_bytes(folder / "token", token.encode())
+            return number
+        raise ContractError(f"{role} of {self.run_id} was started 10,000 times; look at its logs")
+
+    def latest_attempt(self, role: str) -> int:
+        """The highest attempt taken, 0 before the first."""
+        numbers = [p.name.rpartition("-")[2] for p in self.attempts.glob(f"{role}-*")]
+        return max((int(n) for n in numbers if n.isdigit()), default=0)
+
+    def check_attempt(self, role: str, attempt: int) -> None:
+        """Raise Superseded when a later attempt of this role exists."""
+        latest = self.latest_attempt(role)
+        if latest > attempt:
+            raise Superseded(f"attempt {attempt} of {role} was superseded by attempt {latest}")
+
+
+# --- the timeline ------------------------------------------------------------------------------------
+
+
+class EventLog:
+    """Appends events to a file that only this process writes."""
+
+    def __init__(self, path: Path, role: str, attempt: int = 0) -> None:
+        self.path, self.role, self.attempt = path, role, attempt
+
+    def add(self, what: str, **data: Any) -> None:
+        """Append one event, e.g. `log.add("ready", url=url)`; the role is put in front of the name."""
+        event = Event(
+            role=self.role,
+            what=f"{self.role}.{what}",
+            attempt=self.attempt,
+            host=socket.gethostname(),
+            data=data,
+        )
+        append_line(self.path, json.dumps(dataclasses.asdict(event), sort_keys=True, default=str))
+
+
+def _event(row: dict[str, Any]) -> Event | None:
+    try:
+        return Event.from_json(json.dumps(row))
+    except ValueError:
+        return None
+
+
+# --- waiting and heartbeats --------------------------------------------------------------------------
+
+
+def wait_for(
+    check: Callable[[], T | None],
+    what: str,
+    timeout_s: float,
+    alive: Callable[[], str | None] = lambda: None,
+    *,
+    first_s: float = 0.05,
+    longest_s: float = 2.0,
+    alive_every_s: float = 2.0,
+) -> T:
+    """Poll `check` until it returns something, with growing pauses and jitter.
+
+    `alive` returns None while the producer may still live, or the reason why it is known dead.
+    Raises WaitTimeout, or PeerGone with that reason. Nothing here reads a wall clock.
+    """
+    start = time.monotonic()
+    pause, next_alive = first_s, start
+    while True:
+        if (found := check()) is not None:
+            return found
+        now = time.monotonic()
+        if now >= next_alive:
+            next_alive = now + alive_every_s
+            if (reason := alive()) is not None:
+                raise PeerGone(f"waited {now - start:.0f} s for {what}, but {reason}")
+        if now - start >= timeout_s:
+            raise WaitTimeout(f"{what} did not appear within {timeout_s:g} s")
+        time.sleep(min(pause * random.uniform(0.8, 1.2), max(0.0, timeout_s - (now - start))))  # noqa: S311 - jitter, no secret
+        pause = min(pause * 1.5, longest_s)
+
+
+class Heartbeat:
+    """Rewrites a fixed-length nonce in place every `every_s` seconds, from a daemon thread.
+
+    Survives a filesystem that hiccups: a beat that cannot be written is a missed beat, nothing more.
+    """
+
+    def __init__(self, path: Path, every_s: float = 10.0) -> None:
+        self.path, self.every_s = path, every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat {path.parent.name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self.beat()
+
+    def beat(self) -> None:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, secrets.token_hex(16).encode() + b"\n", 0)
+            finally:
+                os.close(descriptor)
+
+
+class Pulse:
+    """An observer of a heartbeat: remembers the last bytes and *its own* monotonic time of change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last, self._changed = b"", time.monotonic()
+
+    def still_for(self) -> float:
+        """Seconds, on this process's clock, since the nonce was last seen to change."""
+        with contextlib.suppress(OSError):
+            now = read_bytes(self.path)
+            if now != self._last:
+                self._last, self._changed = now, time.monotonic()
+        return time.monotonic() - self._changed

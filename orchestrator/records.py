@@ -1,0 +1,219 @@
+"""The words of the run contract: roles, exit codes, environment names, errors and records.
+
+What it is
+    The vocabulary that `orchestrator.contract` puts into files. Import it from there.
+
+What it does not do
+    No I/O; standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any, Self
+
+
+class Env(StrEnum):
+    """Environment variables that cross a process boundary."""
+
+    RUN_DIR = "ORCHESTRATE_RUN_DIR"
+    JOB_ID = "ORCHESTRATE_JOB_ID"  # the scheduler's id of this job, whatever the scheduler
+    ATTEMPT = "ORCHESTRATE_ATTEMPT"
+    NONCE = "ORCHESTRATE_NONCE"
+    RUNTIME_URL = "ORCHESTRATE_RUNTIME_URL"
+    RUNTIME_API_KEY_FILE = "ORCHESTRATE_RUNTIME_API_KEY_FILE"
+    RUNTIME_API_KEY = "ORCHESTRATE_RUNTIME_API_KEY"
+
+
+class Role(StrEnum):
+    """The parts of a run; each value is also a folder name in the run directory."""
+
+    LAUNCHER = "launcher"
+    RUNTIME = "runtime"
+    TRAINING = "training"
+
+
+class Exit(IntEnum):
+    """Exit codes with a meaning of their own (sysexits.h where one fits)."""
+
+    OK = 0
+    USAGE = 64  # EX_USAGE: the configuration or the command line is wrong
+    NO_INPUT = 66  # EX_NOINPUT: a file that was named is missing
+    PEER_GONE = 69  # EX_UNAVAILABLE: the other job died or never became ready
+    SOFTWARE = 70  # EX_SOFTWARE: the training stopped itself (collapse alarm, failed probe)
+    REQUEUE = 85  # checkpoint written, please requeue: the batch shell asks the scheduler
+
+
+class Outcome(StrEnum):
+    """How a run, or one attempt of a job, ended."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    REQUEUED = "requeued"
+    PEER_GONE = "peer_gone"
+
+
+class ContractError(Exception):
+    """Root of this module's errors.
+
+    ContractError
+    ├── WaitTimeout     the deadline passed before the awaited thing appeared
+    ├── PeerGone        the process that was to produce it is known to be dead
+    ├── Superseded      a later attempt has taken over; this process must stop
+    └── NotARun         the directory is no run directory
+    """
+
+
+class WaitTimeout(ContractError):
+    """What was awaited did not appear before the deadline."""
+
+
+class PeerGone(ContractError):
+    """The process that was to produce what we wait for is known to be dead."""
+
+
+class Superseded(ContractError):
+    """A later attempt of the same role has taken its number; the earlier one must stop writing."""
+
+
+class NotARun(ContractError):
+    """The directory holds no run."""
+
+
+# --- records -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of everything published as JSON. Fields are only ever added, always with a default."""
+
+    schema: int = 1
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse; unknown fields (a later version's) are dropped. Raises ValueError when it is no record."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"expected a JSON object for {cls.__name__}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        try:
+            return cls(**{k: v for k, v in data.items() if k in known})
+        except TypeError as error:
+            raise ValueError(f"incomplete {cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyFlag(Record):
+    """`runtime_ready.flag`: a runtime server answered its own health check at this address."""
+
+    run_id: str
+    attempt: int
+    job_id: str
+    nonce: str
+    host: str
+    pid: int
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteFlag(Record):
+    """`training_complete.flag`: the training is over for good; written after `result.json`."""
+
+    run_id: str
+    attempt: int
+    nonce: str
+    outcome: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Record):
+    """`result.json`: what came of the run. `metrics` is the last word of the trainer, flat numbers."""
+
+    run_id: str
+    attempt: int
+    job_id: str
+    outcome: str
+    reason: str
+    exit_code: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    finished_at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus(Record):
+    """`<role>/status.json`: where the present attempt of one job stands, said by the job itself.
+
+    phase is one of starting, waiting, running, draining, ended; outcome is empty until it is ended.
+    """
+
+    run_id: str
+    role: str
+    attempt: int
+    job_id: str
+    nonce: str
+    host: str
+    pid: int
+    phase: str
+    outcome: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission(Record):
+    """One entry of the manifest's journal. state: intent → submitted → confirmed (or failed)."""
+
+    role: str
+    token: str
+    state: str
+    job_id: str = ""
+    scheduler: str = ""
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """`run.json`: what was launched. Written by the launcher only."""
+
+    run_id: str
+    scheduler: str
+    scheduler_args: dict[str, str] = field(default_factory=dict)
+    attempt: int = 1
+    created_at: float = field(default_factory=time.time)
+    user: str = ""
+    host: str = ""
+    command: list[str] = field(default_factory=list)
+    config_name: str = ""
+    version: str = ""
+    commit: str = ""
+    dirty: bool = False
+    mode: str = "run"  # run | runtime-only | runtime-url
+    environment: dict[str, str] = field(default_factory=dict)
+    submissions: list[dict[str, Any]] = field(default_factory=list)
+
+    def job_id(self, role: str) -> str:
+        """The id of the role's last submission that reached the scheduler, or ""."""
+        ids = [s["job_id"] for s in self.submissions if s["role"] == role and s.get("job_id")]
+        return ids[-1] if ids else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(Record):
+    """One line of the timeline. `what` is dotted, role first: `runtime.ready`, `training.step`."""
+
+    role: str
+    what: str
+    at: float = field(default_factory=time.time)
+    attempt: int = 0
+    host: str = ""
+    data: dict[str, Any] = field(default_factory=dict)

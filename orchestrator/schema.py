@@ -1,0 +1,160 @@
+"""The shape of `config.yaml`: every key that a run understands, its type, its default and its meaning.
+
+What it is
+    Typed models (pydantic), strict: an unknown key is an error. The launcher resolves its layers into
+    one `Config`, freezes it into the run directory, and the server and the trainer read it from there;
+    so the schema is part of the run contract. The reference page of the keys is generated from it.
+
+What it does not do
+    No reading of files and no layers (`orchestrator.config` does); no heavy import.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from orchestrator.quantities import Mebibytes, Seconds
+from orchestrator.schema_training import Algorithm, Data, Model, Rollout, Section, Trainer
+
+
+class Run(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")] = "run"
+    """Short name of the run, shown by `orchestrate list` and in the scheduler's queue."""
+    runs_dir: str = ".orchestrate_runs"
+    """Where run directories are made; on the shared filesystem of the cluster."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random: data order, sampling, initial weights."""
+
+
+class Scheduler(Section):
+    kind: Literal["local", "slurm"] = "slurm"
+    """`slurm` submits to the cluster, `local` runs the same job scripts as processes on this machine."""
+    start_policy: Literal["release-on-ready", "after"] = "release-on-ready"
+    """The training job is held until the runtime is ready, or starts by plain dependency."""
+    account: str = ""
+    """Account to charge (Slurm `--account`)."""
+    qos: str = ""
+    """Quality of service (Slurm `--qos`)."""
+    reservation: str = ""
+    """Reservation to run in (Slurm `--reservation`)."""
+    extra_args: list[str] = Field(default_factory=list)
+    """Further arguments for both submissions, as the scheduler spells them."""
+    signal: Annotated[str, Field(pattern=r"^[A-Z0-9]+@\d+$")] = "USR1@90"
+    """Signal before the time limit, and how many seconds before it."""
+    on_timeout: Literal["requeue", "array", "chain", "stop"] = "requeue"
+    """What happens at the walltime, once a checkpoint was written."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a job may be requeued; only after progress."""
+
+
+class Job(Section):
+    """Resources of one job."""
+
+    partition: str = ""
+    """Partition (queue); empty means the cluster's default."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Number of nodes."""
+    cpus: Annotated[int, Field(ge=1)] = 8
+    """CPUs per node."""
+    memory: Mebibytes = 32768
+    """Memory per node, in MiB, or with a unit: 64G."""
+    time_limit: Seconds = 14400
+    """Walltime: seconds, 45m, 2h, or [days-]hours:minutes:seconds."""
+    constraint: str = ""
+    """Node features to ask for (Slurm `--constraint`)."""
+    setup_commands: list[str] = Field(default_factory=list)
+    """Shell lines that run in the job before anything else: module loads, conda activation."""
+    python: str = ""
+    """Interpreter of the job; empty means the one that launches."""
+
+
+class Sandbox(Section):
+    """Limits of one sandbox."""
+
+    image: str = "localhost/orchestrate/sandbox:latest"
+    """Image of sandboxes whose task names none."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of one sandbox."""
+    memory: Mebibytes = 1024
+    """Memory of one sandbox, in MiB, swap included."""
+    pids: Annotated[int, Field(ge=8)] = 512
+    """Processes in one sandbox."""
+    shm: Mebibytes = 64
+    """Size of /dev/shm, in MiB."""
+    ttl: Seconds = 3600
+    """A sandbox that nobody used for so long is removed."""
+    command_timeout: Seconds = 120
+    """Time limit of a command whose caller names none."""
+    max_output: Annotated[int, Field(ge=1024)] = 1 << 20
+    """Bytes kept of each output stream of a command: the head and the tail."""
+
+
+class Runtime(Job):
+    """The runtime job: CPU nodes that serve sandboxes."""
+
+    engine: Literal["podman"] = "podman"
+    """What makes the sandboxes."""
+    host: str = "0.0.0.0"  # noqa: S104 - other nodes must reach it; every route needs the key
+    """Address that the server binds."""
+    advertise_host: str = ""
+    """Name or address that the training job uses; empty means this node's own."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the server; 0 takes a free one."""
+    ready_timeout: Seconds = 600
+    """How long the training job waits for the server to become ready."""
+    max_parallel_sandboxes: Annotated[int, Field(ge=1)] = 64
+    """Sandboxes that may exist at once; more wait in a queue."""
+    max_parallel_creates: Annotated[int, Field(ge=1)] = 4
+    """Containers that are created or removed at the same time."""
+    queue_timeout: Seconds = 600
+    """How long a create may wait in the queue."""
+    drain_timeout: Seconds = 20
+    """How long running commands may go on once the server was told to stop."""
+    state_dir: str = ""
+    """Node-local directory for sockets and container storage; empty means one is made under TMPDIR."""
+    image_store: str = ""
+    """Node-local store of images, read-only to the server; empty means the one that set-up filled."""
+    sandbox: Sandbox = Field(default_factory=Sandbox)
+
+
+class Training(Job):
+    """The training job: GPU nodes that generate and train."""
+
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    """GPUs per node; 0 trains on CPUs."""
+    gpu_type: str = ""
+    """GRES type of the GPUs, where the site names one: a100, 1g.10gb."""
+    command: Literal["native"] = "native"
+    """What trains: the built-in PPO."""
+    peer_grace: Seconds = 60
+    """How long training goes on without an answer from any runtime server before it gives up."""
+
+
+class Environment(Section):
+    """The environment of both jobs."""
+
+    env_file: str = ""
+    """A `.env` file whose variables both jobs get; it is copied 0600 and never printed."""
+    variables: dict[str, str] = Field(default_factory=dict)
+    """Further variables, by name."""
+    network_provider: str = ""
+    """Fabric provider for collective communication (`FI_PROVIDER`), like cxi, efa, tcp."""
+    debug: bool = False
+    """Verbose logs of every part."""
+
+
+class Config(Section):
+    """A whole, resolved configuration."""
+
+    run: Run = Field(default_factory=Run)
+    scheduler: Scheduler = Field(default_factory=Scheduler)
+    runtime: Runtime = Field(default_factory=Runtime)
+    training: Training = Field(default_factory=Training)
+    environment: Environment = Field(default_factory=Environment)
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    rollout: Rollout = Field(default_factory=Rollout)
+    algorithm: Algorithm = Field(default_factory=Algorithm)
+    trainer: Trainer = Field(default_factory=Trainer)

@@ -1,0 +1,150 @@
+"""The part of `config.yaml` that the trainer reads: model, data, rollout, algorithm, trainer.
+
+What it is
+    Typed models, strict like the rest of `orchestrator.schema`; a docstring per key feeds the
+    reference page.
+
+What it does not do
+    No reading of files, no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.quantities import Seconds
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, values checked when set."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class Model(Section):
+    path: str = "builtin:tiny"
+    """A Hugging Face directory or name, or `builtin:tiny`: a byte-level model made on the spot."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number type of the policy's weights."""
+    warmstart_steps: Annotated[int, Field(ge=0)] = 0
+    """Supervised steps on the task family's own transcripts before PPO (for `builtin:tiny`)."""
+
+
+class Data(Section):
+    train: str = "builtin:lucky-seven"
+    """Parquet file of training tasks, or `builtin:NAME`."""
+    validation: str = ""
+    """Parquet file of validation tasks; empty validates on nothing."""
+    shuffle: bool = True
+    """Draw a new order of the tasks each epoch, from the seed."""
+
+
+class Rollout(Section):
+    engine: Literal["vllm", "torch"] = "vllm"
+    """`vllm` samples fast; `torch` is exact, deterministic and slow."""
+    prompts_per_step: Positive = 16
+    """Tasks per step (the training batch size, in prompts)."""
+    rollouts_per_prompt: Positive = 4
+    """Trajectories sampled for each task."""
+    max_prompt_length: Positive = 2048
+    """Longest prompt, in tokens."""
+    max_response_length: Positive = 4096
+    """Longest episode after the prompt, in tokens, observations included."""
+    max_turns: Positive = 8
+    """Turns of one episode."""
+    max_tokens_per_turn: Positive = 512
+    """Tokens sampled in one turn."""
+    max_observation_bytes: Positive = 8192
+    """Bytes of a command's output that the policy sees."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sampling temperature; the trainer applies the same to its log-probabilities."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that share one copy of the model when generating (TP size)."""
+    gpu_memory_utilization: Fraction = 0.5
+    """Share of GPU memory that vLLM takes."""
+    kv_cache_bytes: Positive | None = None
+    """Size of the key-value cache; needed on CPUs, where a share of memory means the whole machine's."""
+    max_parallel_episodes: Positive = 64
+    """Episodes in flight at once."""
+    turn_timeout: Seconds = 120
+    """Time limit of one command in a sandbox."""
+    episode_timeout: Seconds = 1800
+    """Time limit of one episode."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Fresh sandboxes tried when infrastructure loses one; after that the episode is masked."""
+
+
+class Algorithm(Section):
+    estimator: Literal["gae"] = "gae"
+    """Advantage estimator; `gae` learns a critic."""
+    gamma: Fraction = 1.0
+    """Discount per action token."""
+    lam: Fraction = 1.0
+    """GAE λ."""
+    clip_low: Fraction = 0.2
+    """Lower clip of the probability ratio: 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    """Upper clip of the probability ratio: 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """Bound of the loss for negative advantages; null switches it off."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """Clip of the value update."""
+    kl_coef: NotNegative = 0.0
+    """Weight of the KL to the reference in the loss; 0 needs no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3+"] = "k3+"
+    """Estimator of the KL in the loss; k3+ has the value of k3 and the gradient of k2."""
+    entropy_coef: NotNegative = 0.0
+    """Weight of the entropy bonus."""
+    importance_cap: Annotated[float, Field(gt=0)] | None = 2.0
+    """Cap of the correction weight between engine and trainer log-probabilities; null switches it off."""
+    whiten_advantages: bool = True
+    """Centre and scale advantages over all action tokens of the global batch."""
+    truncated: Literal["score", "mask"] = "score"
+    """Episodes that ran out of turns or tokens: score them as they ended, or mask them."""
+
+
+class Trainer(Section):
+    total_epochs: Positive = 1
+    """Passes over the training data."""
+    total_steps: Positive | None = None
+    """Stop after so many steps; null runs all epochs."""
+    ppo_epochs: Positive = 1
+    """Passes of the optimiser over one batch of rollouts."""
+    minibatches: Positive = 1
+    """Optimiser steps per pass."""
+    micro_batch_tokens: Positive = 16384
+    """Padded tokens per forward pass."""
+    policy_lr: Annotated[float, Field(gt=0)] = 1e-6
+    """Learning rate of the policy."""
+    critic_lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Learning rate of the critic."""
+    weight_decay: NotNegative = 0.0
+    """AdamW weight decay."""
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW epsilon."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Global gradient norm is clipped to this."""
+    critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """First steps in which only the critic learns."""
+    sequence_parallel_size: Positive = 1
+    """GPUs that share one sequence when training (SP size)."""
+    checkpoint_dir: str = ""
+    """Where checkpoints go; empty means `training/checkpoints` of the run."""
+    rollout_dir: str = ""
+    """Where trajectories are written; empty means `training/rollouts` of the run."""
+    save_every: Positive = 20
+    """Steps between checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints kept."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on from the newest complete checkpoint."""
+    mismatch_limit: Annotated[float, Field(gt=0)] = 0.1
+    """The run stops when the probe after a weight sync differs by more, in nats."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch and of the engine; 0 means the CPUs of the job."""

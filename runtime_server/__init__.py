@@ -1,0 +1,1 @@
+"""The sandbox server of a run, and its client."""

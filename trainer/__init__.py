@@ -1,0 +1,1 @@
+"""PPO with asynchronous rollouts in sandboxes."""
