@@ -1,0 +1,129 @@
+"""The scheduler port: the one narrow door between a run and whatever starts its jobs.
+
+What it is
+    `Scheduler` is a protocol of seven verbs, `JobSpec` is what goes in and `JobInfo` is what comes out.
+    `open_scheduler` finds the class behind a kind of scheduler; the classes live beside this file.
+
+How to use it
+    scheduler = open_scheduler("local", runs_dir)
+    job_id = scheduler.submit(spec); scheduler.query([job_id])[job_id].state
+
+What it does not do
+    No records and no run directory (`orchestrator.launch` writes those). Nothing here assumes that the
+    scheduler's commands exist on this machine: an implementation may carry them elsewhere. It imports
+    the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["JobInfo", "JobSpec", "JobState", "Scheduler", "SchedulerError", "open_scheduler"]
+
+
+class SchedulerError(Exception):
+    """A scheduler refused, or could not be asked. The message says what it was and what to do next."""
+
+
+class JobState(StrEnum):
+    """What a scheduler says about a job. How a job *ended* is said by its own record, not here."""
+
+    PENDING = "pending"
+    HELD = "held"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"  # the scheduler did not answer: nobody may conclude anything from it
+    GONE = "gone"  # the scheduler answered, and no longer knows the job
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job to submit. Secrets are in files that `script` reads, never in here."""
+
+    role: str
+    name: str
+    script: Path
+    """Absolute path of `<role>.sbatch` in the run directory; it takes no arguments."""
+    run_dir: Path
+    out: str
+    """Path of standard output; `%j` stands for the job id. Opened in append mode."""
+    err: str
+    env: dict[str, str]
+    """The job's whole environment beyond what the scheduler sets itself; an allow-list, no secrets."""
+    time_limit_s: int
+    signal: str
+    """`NAME@SECONDS`: the signal that the batch shell gets so long before the time limit."""
+    token: str
+    """Unique to this submission; `find` knows the job by it when the answer to a submit was lost."""
+    args: list[str]
+    """Resource arguments as this scheduler spells them."""
+    held: bool = False
+    after: str | None = None
+    """Id of a job that must have started first."""
+    requeue: bool = True
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """A scheduler's answer about one job."""
+
+    job_id: str
+    state: JobState
+    reason: str = ""
+    exit_code: int | None = None
+    host: str = ""
+    raw: str = ""
+
+
+class Scheduler(Protocol):
+    """What a run asks of a scheduler. Every method may raise SchedulerError, `query` only for misuse:
+    when the scheduler does not answer, each job's state is UNKNOWN."""
+
+    name: str
+
+    def submit(self, spec: JobSpec) -> str:
+        """Submit and return the job id."""
+        ...
+
+    def release(self, job_id: str) -> None:
+        """Let a held job start. Releasing a job that is not held changes nothing."""
+        ...
+
+    def query(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
+        """The state of each job asked for; every id has an entry."""
+        ...
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """Ask the jobs to end: a signal that they can trap, then force. Returns without waiting."""
+        ...
+
+    def signal(self, job_id: str, name: str) -> None:
+        """Send a signal by name, like USR1, to the batch shell of a running job."""
+        ...
+
+    def requeue(self, job_id: str) -> None:
+        """End the job's present life and queue it again under the same id."""
+        ...
+
+    def find(self, token: str) -> str | None:
+        """Id of the job that was submitted with this token, or None."""
+        ...
+
+
+def open_scheduler(kind: str, runs_dir: Path) -> Scheduler:
+    """The scheduler of this kind. `local` keeps its state in `<runs_dir>/.local`.
+
+    Raises SchedulerError for a kind that this version does not have.
+    """
+    if kind == "local":
+        from orchestrator.schedulers.local import LocalScheduler
+
+        return LocalScheduler(runs_dir.absolute() / ".local")
+    raise SchedulerError(
+        f"the {kind} scheduler is not in this version; use scheduler.kind=local to run the same jobs on "
+        f"this machine, or --dry-run to see what would be submitted"
+    )
