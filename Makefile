@@ -1,3 +1,27 @@
+# make demo    set up, then train a small policy by PPO in real sandboxes and show its learning curve
+# make test    set up, then run every test
+# make check   style and types        make fast    tests that need neither container nor vLLM
+# make bench   every benchmark, one JSON line each
+.PHONY: demo test fast check bench setup clean
 PY := .venv/bin/python
-check:
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+demo: setup
+	@.venv/bin/orchestrate launch --config local --follow
+
+test: setup
+	@$(PY) -m pytest
+
+fast: setup
+	@$(PY) -m pytest -m "not container and not vllm"
+
+check: setup
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+bench: setup
+	@for name in agent sandbox rollout; do $(PY) -m bench.$$name --json || exit 1; done
+
+setup:
+	@tools/setup
+
+clean:
+	rm -rf .venv .setup build dist .mypy_cache .ruff_cache .pytest_cache
