@@ -53,6 +53,7 @@ from orchestrator.records import (
     Record,
     Result,
     Role,
+    Settings,
     Submission,
     Superseded,
     WaitTimeout,
@@ -77,6 +78,7 @@ __all__ = [
     "Result",
     "Role",
     "RunDirectory",
+    "Settings",
     "Submission",
     "Superseded",
     "WaitTimeout",
@@ -105,6 +107,7 @@ class RunDirectory:
         self.provenance = at("config.provenance.json")
         self.manifest = at("run.json")
         self.code = at("code")
+        self.patch = at("code.patch")
         self.env_file = at("env.sh")
         # written by the runtime server (address and key) and by the runtime job (status)
         self.runtime_url = at("runtime_url.txt")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
+from orchestrator.errors import OrchestrateError
+
 
 class Env(StrEnum):
     """Environment variables that cross a process boundary."""
@@ -27,6 +29,8 @@ class Env(StrEnum):
     RUNTIME_URL = "ORCHESTRATE_RUNTIME_URL"
     RUNTIME_API_KEY_FILE = "ORCHESTRATE_RUNTIME_API_KEY_FILE"
     RUNTIME_API_KEY = "ORCHESTRATE_RUNTIME_API_KEY"
+    RESTARTS = "ORCHESTRATE_RESTARTS"  # how often the scheduler has requeued this job, "0" at first
+    PYTHON = "ORCHESTRATE_PYTHON"  # interpreter of the jobs
 
 
 class Role(StrEnum):
@@ -59,7 +63,7 @@ class Outcome(StrEnum):
     PEER_GONE = "peer_gone"
 
 
-class ContractError(Exception):
+class ContractError(OrchestrateError):
     """Root of this module's errors.
 
     ContractError
@@ -182,6 +186,27 @@ class Submission(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """What the jobs themselves need to know of the configuration; all times in seconds.
+
+    The launcher copies these out of `config.yaml` into `Manifest.settings`, so that a job reads them
+    without loading the schema. An empty command means the built-in one.
+    """
+
+    ready_timeout: float = 600.0  # until the runtime must have become ready
+    peer_grace: float = 60.0  # training goes on so long without an answer from the runtime
+    stop_timeout: float = 25.0  # from TERM to KILL of the command; below the scheduler's own KillWait
+    start_policy: str = "release-on-ready"  # or "after"
+    on_timeout: str = "requeue"  # requeue | array | chain | stop
+    max_restarts: int = 3
+    runtime_command: list[str] = field(default_factory=list)
+    training_command: list[str] = field(default_factory=list)
+    checkpoint_signal: str = "USR1"  # how the trainer is told that the walltime is near
+    heartbeat_every: float = 10.0
+    query_every: float = 0.0  # between questions to the scheduler; 0: 1 s for local, else 15 s
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """`run.json`: what was launched. Written by the launcher only."""
 
@@ -200,6 +225,11 @@ class Manifest(Record):
     mode: str = "run"  # run | runtime-only | runtime-url
     environment: dict[str, str] = field(default_factory=dict)
     submissions: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # fields of `Settings`
+
+    def job_settings(self) -> Settings:
+        """The settings of the jobs; what the launcher left out has its default."""
+        return Settings.from_json(json.dumps(self.settings))
 
     def job_id(self, role: str) -> str:
         """The id of the role's last submission that reached the scheduler, or ""."""
