@@ -22,10 +22,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.errors import OrchestrateError
+
 __all__ = ["JobInfo", "JobSpec", "JobState", "Scheduler", "SchedulerError", "open_scheduler"]
 
 
-class SchedulerError(Exception):
+class SchedulerError(OrchestrateError):
     """A scheduler refused, or could not be asked. The message says what it was and what to do next."""
 
 
