@@ -1,0 +1,53 @@
+"""Errors of the trainer: one root, so that a caller can tell ours from a library's.
+
+    TrainerError
+    ├── TaskError           a task file that is missing, empty or malformed
+    ├── EngineError         the rollout engine refused a request
+    │   ├── EngineDied      it is gone: every waiter gets this, and the run must stop
+    │   └── MismatchError   engine and trainer disagree about the same policy after a weight sync
+    └── EnvironmentFailure  a sandbox could not be had or was lost
+        ├── Lost            infrastructure: try a fresh sandbox, then mask the episode
+        ├── Broken          the policy broke its own sandbox: the episode is scored
+        └── Refused         a mistake in key or request that no retry mends: the run must stop
+
+What it does not do
+    No imports; `str(error)` says what was wrong, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class TrainerError(Exception):
+    """Root."""
+
+
+class TaskError(TrainerError):
+    """A task file is missing, empty or malformed."""
+
+
+class EngineError(TrainerError):
+    """The rollout engine refused one request; the others go on."""
+
+
+class EngineDied(EngineError):
+    """The rollout engine is gone."""
+
+
+class MismatchError(EngineError):
+    """The engine does not compute the trainer's policy: training on its samples would be wrong."""
+
+
+class EnvironmentFailure(TrainerError):
+    """A sandbox could not be had, or was lost."""
+
+
+class Lost(EnvironmentFailure):
+    """Infrastructure failed; the policy cannot have caused it."""
+
+
+class Broken(EnvironmentFailure):
+    """The policy's own commands ended its sandbox."""
+
+
+class Refused(EnvironmentFailure):
+    """The server refuses what we ask for: wrong key, or a request that makes no sense."""
