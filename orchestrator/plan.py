@@ -267,7 +267,10 @@ def environment_file(config: Config, context: Context, secrets: Mapping[str, str
         ours["FI_PROVIDER"] = config.environment.network_provider
     if config.environment.debug:
         ours["ORCHESTRATE_DEBUG"] = "1"
-    everything = {**secrets, **config.environment.variables, **ours}
+    theirs = {**secrets, **config.environment.variables}
+    if "PYTHONPATH" in theirs and "PYTHONPATH" in ours:
+        ours["PYTHONPATH"] += f":{theirs['PYTHONPATH']}"
+    everything = {**theirs, **ours}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in everything.items()]
     roles = [line for role in roles_of(context.mode) for line in _role_lines(config, context, role)]
     about = f"# Environment of the jobs of run {context.run_dir.name}. It may hold secrets: mode 0600."
