@@ -285,7 +285,10 @@ def logs(run: RunDirectory, role: str | None = None) -> list[Log]:
 
 
 def cancel(
-    run: RunDirectory, scheduler: Scheduler, timeout_s: float = 90.0, watch: Callable[[RunView], None] = bool
+    run: RunDirectory,
+    scheduler: Scheduler,
+    timeout_s: float = 90.0,
+    watch: Callable[[RunView], object] = bool,
 ) -> RunView:
     """End a run and wait until the scheduler confirms that every job is over.
 
@@ -293,7 +296,7 @@ def cancel(
     when jobs are still there at the end; SchedulerError when the scheduler refuses.
     """
     before = view(run, scheduler)
-    ids = [job.job_id for job in before.jobs if job.job_id and not job.state == JobState.GONE]
+    ids = [job.job_id for job in before.jobs if job.job_id and job.state != JobState.GONE]
     if before.is_over:
         return before
     _note(run, ids)
@@ -312,7 +315,7 @@ def cancel(
     return view(run, scheduler)
 
 
-def _over(run: RunDirectory, scheduler: Scheduler, watch: Callable[[RunView], None]) -> RunView | None:
+def _over(run: RunDirectory, scheduler: Scheduler, watch: Callable[[RunView], object]) -> RunView | None:
     now = view(run, scheduler)
     watch(now)
     return now if all(job.state in OVER for job in now.jobs) else None
