@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from rich.text import Text
 
 from orchestrator import config_keys, view
 from orchestrator.config import Resolved, load
@@ -30,9 +31,7 @@ def show(name: str | None, only_set: bool, as_json: bool, assignments: Sequence[
     console = view.console()
     for key, value, origin in rows:
         plain = "dim" if origin == "default" else ""
-        console.print(
-            view.Text.assemble((f"{key:<36}", plain), f"{_written(key, value):<28}", (origin, "dim"))
-        )
+        console.print(Text.assemble((f"{key:<36}", plain), f"{_written(key, value):<28}", (origin, "dim")))
 
 
 def values(found: Resolved) -> list[tuple[str, Any]]:
@@ -72,7 +71,7 @@ def keys(pattern: str | None, markdown: bool, as_json: bool) -> None:
     console = view.console()
     for key in found:
         about = f"{key.name:<36}{key.shown_default:<24}"
-        console.print(view.Text.assemble(about, (f"{key.allowed}. {key.doc}", "dim")))
+        console.print(Text.assemble(about, (f"{key.allowed}. {key.doc}", "dim")))
 
 
 def _as_dict(key: config_keys.Key) -> dict[str, Any]:

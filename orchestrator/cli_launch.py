@@ -19,6 +19,7 @@ from types import FrameType
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator import attach, runs, view
 from orchestrator import follow as watching
@@ -63,7 +64,9 @@ def main(options: Options) -> int:
     request = Request(request.resolved, request.mode, runtime, request.command)
     launched = launch(request, scheduler)
     console = view.console()
-    if options.as_json:
+    if options.as_json and options.runtime_only:
+        pass  # one JSON object, once the server is ready
+    elif options.as_json:
         about = {"run_id": launched.plan.run_id, "path": launched.plan.run_dir, "jobs": launched.jobs}
         click.echo(json.dumps(about))
     else:
@@ -93,7 +96,7 @@ def _after(options: Options, launched: Launched, scheduler: Scheduler, console: 
         name = view.short_id(launched.plan.run_id)
         console.print(view.next_steps(_commands(options, launched, "status", "logs -f", "cancel")))
         detached = "the jobs go on without this terminal"
-        console.print(view.row("", view.Text(f"{detached} ({name} is enough to name the run)", "dim")))
+        console.print(view.row("", Text(f"{detached} ({name} is enough to name the run)", "dim")))
     return 0
 
 
@@ -140,11 +143,8 @@ def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
 
 def _afterwards(run: RunDirectory) -> list[str]:
     where = shlex.quote(view.short_path(run.root))
-    return [
-        f"orchestrate status {where}",
-        f"orchestrate logs {where}",
-        f"tensorboard --logdir {where}/training",
-    ]
+    board = shlex.quote(view.short_path(run.tensorboard))
+    return [f"orchestrate status {where}", f"orchestrate logs {where}", f"tensorboard --logdir {board}"]
 
 
 def _interrupted(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
@@ -172,7 +172,7 @@ def _serve(options: Options, launched: Launched, scheduler: Scheduler, console: 
             flag = _wait_ready(launched, scheduler)
             _say_ready(options, launched, flag, console)
             if options.follow:
-                console.print(view.row("", view.Text("Ctrl-C ends the server", "dim")))
+                console.print(view.row("", Text("Ctrl-C ends the server", "dim")))
                 return runs.exit_code_of(watching.follow(launched.run, scheduler, console))
     except KeyboardInterrupt:
         if options.follow:
@@ -220,10 +220,10 @@ def _say_ready(options: Options, launched: Launched, flag: ReadyFlag, console: C
         click.echo(json.dumps({"run_id": run.run_id, "url": flag.url, "api_key_file": key}))
         return
     key_file = shlex.quote(view.short_path(run.runtime_api_key))
-    console.print(view.row("ready", view.Text(flag.url, "green")))
+    console.print(view.row("ready", Text(flag.url, "green")))
     console.print(view.row("key", f"in {key_file} (0600)"))
     # printf is the shell's own and curl reads the header from its input: the key is in no argument list
     curl = f"printf 'X-API-Key: %s' \"$(cat {key_file})\" | curl -sH @- {flag.url}/v1/capabilities"
-    console.print(view.row("try", view.Text(curl, "bold")))
+    console.print(view.row("try", Text(curl, "bold")))
     train = f"orchestrate launch -c NAME --runtime-url {flag.url} --runtime-api-key-file {key_file}"
     console.print(view.next_steps([train, *_commands(options, launched, "cancel")]))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.text import Text
 
 from orchestrator import follow, runs, view
 from orchestrator.config import load
@@ -106,8 +107,8 @@ class Tail:
             )
             return
         colour = "cyan" if log.role == "runtime" else "magenta"
-        text = view.Text.from_ansi(view.clean(line, colour=True))
-        self.console.print(view.Text.assemble((f"{log.role:<8} │ ", colour), text))
+        text = Text.from_ansi(view.clean(line, colour=True))
+        self.console.print(Text.assemble((f"{log.role:<8} │ ", colour), text))
 
 
 def logs(**options: Any) -> None:
