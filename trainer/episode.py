@@ -89,13 +89,15 @@ class Episode:
         """Tokens that the policy sampled and that are trained on."""
         return sum(self.mask)
 
-    def sampled(self, ids: Sequence[int], logprobs: Sequence[float], **turn: object) -> Turn:
+    def sampled(
+        self, ids: Sequence[int], logprobs: Sequence[float], text: str = "", finish_reason: str = ""
+    ) -> Turn:
         """Append what the engine sampled, stop token included, with the engine's log-probabilities (nats)."""
         if len(ids) != len(logprobs):
             raise ValueError(f"{self.task_id}: {len(ids)} sampled ids but {len(logprobs)} log-probabilities")
         start = len(self.ids)
         self._append(ids, 1, logprobs)
-        self.turns.append(Turn(start, len(self.ids), **turn))  # type: ignore[arg-type]
+        self.turns.append(Turn(start, len(self.ids), text, finish_reason=finish_reason))
         return self.turns[-1]
 
     def observed(self, ids: Sequence[int], text: str = "") -> None:

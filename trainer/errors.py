@@ -7,6 +7,7 @@
     │   └── MismatchError   engine and trainer disagree about the same policy after a weight sync
     └── EnvironmentFailure  a sandbox could not be had or was lost
         ├── Lost            infrastructure: try a fresh sandbox, then mask the episode
+        │   └── Overdue     the episode's time was lost to infrastructure: mask it, no second try
         ├── Broken          the policy broke its own sandbox: the episode is scored
         └── Refused         a mistake in key or request that no retry mends: the run must stop
 
@@ -43,6 +44,10 @@ class EnvironmentFailure(TrainerError):
 
 class Lost(EnvironmentFailure):
     """Infrastructure failed; the policy cannot have caused it."""
+
+
+class Overdue(Lost):
+    """The episode's deadline passed, and not because of the policy's commands."""
 
 
 class Broken(EnvironmentFailure):

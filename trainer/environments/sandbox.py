@@ -1,0 +1,244 @@
+"""The environment of a run: one container per trajectory, from the runtime server, over HTTP.
+
+What it is
+    `SandboxEnvironment` maps a task to a sandbox and the service's errors to blame. What the policy
+    cannot have caused (server gone, queue full, create failed, sandbox expired or forgotten) is `Lost`;
+    a sandbox that its own processes killed is `Broken`; a wrong key or a request that makes no sense
+    is `Refused`. A command that timed out or ran out of memory is a plain result.
+
+How to use it
+    environment = SandboxEnvironment.of(config, run)
+    async with environment.open(task) as workspace: ...
+
+What it does not do
+    No retries (`trainer.rollout`), no containers (`runtime_server`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import posixpath
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from runtime_server.client import Client
+from runtime_server.errors import SandboxError
+from runtime_server.wire import Code, CreateSandbox, Exec, ExecResult, Sandbox
+from trainer.environments import CommandResult, Timings, Verdict, Workspace
+from trainer.environments.address import Address, find_server
+from trainer.errors import Broken, EnvironmentFailure, Lost, Refused
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from orchestrator.contract import RunDirectory
+    from orchestrator.schema import Config
+
+GRACE_S = 30.0
+"""How long an answer may be later than the command's own time limit."""
+SETUP_TIMEOUT_S = 300.0
+DELETE_TIMEOUT_S = 30.0
+CREATE_SLACK_S = 120.0
+"""How long a create may take beyond its time in the queue."""
+KEPT_FOR_LOG = 4096
+
+_MISTAKES = {Code.UNAUTHORIZED, Code.BAD_REQUEST, Code.NOT_FOUND}
+_GONE = {Code.SANDBOX_DIED, Code.OOM}
+
+
+@contextmanager
+def blame(what: str, *, policy: bool) -> Iterator[None]:
+    """Turn the service's errors into ours. `policy` says whether the policy has acted already."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Lost(f"{what}: no answer in time") from error
+    except SandboxError as error:
+        raise _blamed(what, error, policy) from error
+
+
+def _blamed(what: str, error: SandboxError, policy: bool) -> EnvironmentFailure:
+    text = f"{what}: {error.code}: {error}"
+    if error.code in _MISTAKES:
+        return Refused(text)
+    if policy and error.code in _GONE:
+        return Broken(text)
+    # We made it and did not remove it, so a sandbox that the server does not know was lost by the server.
+    return Lost(text)
+
+
+@dataclass
+class SandboxWorkspace(Timings):
+    """One sandbox of the runtime server."""
+
+    task: Task = field(kw_only=True)
+    client: Client = field(kw_only=True)
+    sandbox: Sandbox = field(kw_only=True)
+
+    async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
+        with blame("command", policy=True):
+            try:
+                result = await self._exec(command, timeout_s, max_output)
+            except SandboxError as error:
+                if error.code in (Code.BAD_REQUEST, Code.TOO_LARGE):  # an impossible command line
+                    return CommandResult(str(error).encode(), 126)
+                raise
+        return CommandResult(result.stdout.raw + result.stderr.raw, result.exit_code, result.timed_out)
+
+    async def verify(self) -> Verdict:
+        start = time.perf_counter()
+        try:
+            return await self._judge()
+        finally:
+            self.add("verify_s", time.perf_counter() - start)
+
+    async def prepare(self) -> None:
+        """The task's set-up. Whatever fails here, the policy has not acted yet."""
+        start = time.perf_counter()
+        with blame("set-up", policy=False):
+            await self._write(self.task.setup.files)
+            for command in self.task.setup.commands:
+                result = await self._exec(command, SETUP_TIMEOUT_S, KEPT_FOR_LOG)
+                if not result.ok:
+                    said = result.stderr.text.strip()[-500:]
+                    raise Lost(f"set-up: {command!r} ended with {result.exit_code}: {said}")
+        self.add("setup_s", time.perf_counter() - start)
+
+    async def _judge(self) -> Verdict:
+        verify = self.task.verify
+        with blame("hidden test", policy=True):
+            try:
+                await self._write(verify.files)
+                result = await self._exec(verify.command, verify.timeout_s, KEPT_FOR_LOG)
+            except SandboxError as error:
+                if error.code in (Code.FILE_ERROR, Code.TOO_LARGE):  # the policy stands in the way
+                    return Verdict(0.0, f"the hidden test could not be brought in: {error}")
+                raise
+        if result.ok:
+            return Verdict(1.0)
+        return Verdict(
+            0.0, "the hidden test ran out of time" if result.timed_out else "the hidden test failed"
+        )
+
+    async def _exec(self, command: str, timeout_s: float, max_output: int) -> ExecResult:
+        request = Exec(
+            command=command, cwd=self.sandbox.workdir or None, timeout_s=timeout_s, max_output=max_output
+        )
+        async with asyncio.timeout(timeout_s + GRACE_S):
+            return await self.client.exec(self.sandbox.id, request)
+
+    async def _write(self, files: Mapping[str, str]) -> None:
+        for name, content in files.items():
+            path = posixpath.join(self.sandbox.workdir, name)
+            async with asyncio.timeout(GRACE_S):
+                await self.client.write_file(self.sandbox.id, path, content.encode(), 0o644)
+
+
+class SandboxEnvironment:
+    """See the module's docstring; implements `trainer.environments.Environment`.
+
+    `find` says where the server is now; it is asked again after every loss. `ttl_s` bounds the life of
+    a sandbox whose trainer has died.
+    """
+
+    def __init__(
+        self, find: Callable[[], Address], ttl_s: float = 3600.0, queue_timeout_s: float = 600.0
+    ) -> None:
+        self._find, self._ttl_s, self._queue_timeout_s = find, ttl_s, queue_timeout_s
+        self._clients: dict[Address, Client] = {}  # episodes that began on an old server end on it
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, config: Config, run: RunDirectory | None) -> Self:
+        """The environment that a run's configuration asks for."""
+        ttl_s = max(config.runtime.sandbox.ttl, 2 * config.rollout.turn_timeout)
+        return cls(lambda: find_server(run), ttl_s, config.runtime.queue_timeout)
+
+    @asynccontextmanager
+    async def open(self, task: Task) -> AsyncIterator[Workspace]:
+        start = time.perf_counter()
+        client = self._connected()
+        request = CreateSandbox(
+            image=task.image or None,
+            workdir=task.workdir or None,
+            ttl_s=self._ttl_s,
+            labels={"task": task.id[:60]},
+            queue_timeout_s=self._queue_timeout_s,
+        )
+        with blame("create", policy=False):
+            async with asyncio.timeout(self._queue_timeout_s + CREATE_SLACK_S):
+                sandbox = await self._create(client, request)
+        workspace = SandboxWorkspace(task=task, client=client, sandbox=sandbox)
+        workspace.add("create_s", time.perf_counter() - start)
+        try:
+            await workspace.prepare()
+            yield workspace
+        finally:
+            self._remove(client, sandbox.id)
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Ask for the server's health until it answers. Raises Lost after `timeout_s`, Refused at once."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                client = self._connected()
+                with blame("health", policy=False):
+                    async with asyncio.timeout(10):
+                        await client.capabilities()
+                return
+            except Lost as error:
+                if time.monotonic() >= deadline:
+                    raise Lost(f"no runtime server answered within {timeout_s:g} s: {error}") from error
+            await asyncio.sleep(0.5)
+
+    async def close(self) -> None:
+        """Wait until every sandbox is removed, then hang up."""
+        while self._leaving:
+            await asyncio.gather(*self._leaving, return_exceptions=True)
+        while self._clients:
+            await self._clients.popitem()[1].close()
+
+    def _connected(self) -> Client:
+        """The client of the present server; a server that came back elsewhere gets a new one."""
+        try:
+            address = self._find()
+        except OSError as error:
+            raise Lost(f"the runtime server's address cannot be read: {error}") from error
+        if address not in self._clients:
+            self._clients[address] = Client(address.url, address.key)
+        return self._clients[address]
+
+    async def _create(self, client: Client, request: CreateSandbox) -> Sandbox:
+        """Create; when the caller is cancelled meanwhile, the sandbox that still comes is removed."""
+        creating = asyncio.ensure_future(client.create(request))
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            self._background(_abandon(client, creating))
+            raise
+
+    def _remove(self, client: Client, sandbox: str) -> None:
+        """Delete in the background: neither a cancelled nor a finished episode has to wait for it."""
+        self._background(_delete(client, sandbox))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        leaving = asyncio.get_running_loop().create_task(work)
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+
+async def _abandon(client: Client, creating: asyncio.Future[Sandbox]) -> None:
+    with contextlib.suppress(SandboxError, TimeoutError):
+        async with asyncio.timeout(DELETE_TIMEOUT_S):
+            sandbox = await creating
+        await _delete(client, sandbox.id)
+
+
+async def _delete(client: Client, sandbox: str) -> None:
+    # What cannot be deleted now expires by itself; the server may be gone, and the sandbox with it.
+    with contextlib.suppress(SandboxError, TimeoutError):
+        async with asyncio.timeout(DELETE_TIMEOUT_S):
+            await client.delete(sandbox)
