@@ -1,0 +1,93 @@
+"""The job wrapper: what a job stub starts, inside a job of a run.
+
+What it is
+    `python -m orchestrator.job runtime RUN_DIR` and `… training RUN_DIR` take an attempt, run the real
+    command, keep the two-way lifetime contract with the other job, and write down how it ended.
+    `… settle ROLE RUN_DIR CODE WANTED` is the stub's call after a wrapper that did not end by itself:
+    it ends what is left of that life, by its nonce, and writes what the wrapper could not.
+
+What it does not do
+    It starts no job; the launcher does. Standard library and the contract only: it is up in a tenth of a
+    second and takes few megabytes beside the real work.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+from orchestrator import job_runtime, job_training
+from orchestrator.command import Inbox, how
+from orchestrator.contract import ContractError, Env, Exit, JobStatus, Outcome, Role, RunDirectory
+from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
+from orchestrator.processes import die_with_parent, end_all, labelled
+
+USAGE = "usage: python -m orchestrator.job runtime|training RUN_DIR"
+
+
+def main(argv: list[str]) -> int:
+    try:
+        match argv:
+            case ["runtime" | "training" as role, run_dir]:
+                return work(Role(role), RunDirectory.open(run_dir))
+            case ["settle", "runtime" | "training" as role, run_dir, code, wanted]:
+                return settle(Role(role), RunDirectory.open(run_dir), int(code), wanted)
+    except ContractError as error:
+        print(f"orchestrate: {error}", file=sys.stderr)
+        return int(Exit.NO_INPUT)
+    print(USAGE, file=sys.stderr)
+    return int(Exit.USAGE)
+
+
+def work(role: Role, run: RunDirectory) -> int:
+    """One attempt of one job, to its end."""
+    with Inbox() as inbox:
+        if os.environ.get(Env.NONCE):  # started by a stub: if that is killed, end in order
+            die_with_parent(signal.SIGTERM)
+        attempt = Attempt.take(run, role)
+        with attempt.beating():
+            if role == Role.RUNTIME:
+                return job_runtime.RuntimeJob(attempt, inbox).work()
+            return job_training.TrainingJob(attempt, inbox).work()
+
+
+# --- after a wrapper that was killed -----------------------------------------------------------------
+
+
+def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
+    """Finish what the wrapper of this life began. `wanted` are the stub's words for the signals it got."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # few seconds, and the last chance to tell the truth
+    nonce = os.environ.get(Env.NONCE, "")
+    if not nonce:
+        raise ContractError(f"settle needs {Env.NONCE} in the environment, as the stub sets it")
+    status = run.read(run.status(role), JobStatus)
+    if status is not None and status.nonce == nonce and status.phase == "ended":
+        return code
+    attempt = Attempt.reopen(run, role, nonce)
+    end_all(lambda: labelled(Env.NONCE, nonce), attempt.settings.stop_timeout)
+    ending = _ending(code, wanted)
+    attempt.say("settled", code=code, wanted=wanted)
+    if role == Role.RUNTIME:
+        job_runtime.finish(attempt, ending)
+    else:
+        job_training.finish(attempt, ending)
+    return code
+
+
+def _ending(code: int, wanted: str) -> Ending:
+    if "stop" in wanted:
+        timed_out = "warned" in wanted
+        outcome = Outcome.TIMEOUT if timed_out else Outcome.CANCELLED
+        return Ending(outcome, TIMED_OUT if timed_out else STOPPED, 143)
+    ended = how(128 - code if code > 128 else code)
+    return Ending(Outcome.FAILED, f"the job wrapper {ended}", wrapper_code(code))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception:  # whatever it was, the log must show it and the stub must settle it
+        traceback.print_exc()
+        sys.exit(int(Exit.SOFTWARE))

@@ -1,0 +1,171 @@
+"""What both jobs of a run share: attempt, status record, events, heartbeat, environment of the command.
+
+What it is
+    `Attempt` is one life of one job. It takes its number, says where it stands (`status.json`, the
+    timeline) until a later attempt supersedes it, and finds the scheduler that the launcher used.
+
+What it does not do
+    No decisions: `job_runtime` and `job_training` make them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.contract import (
+    ContractError,
+    Env,
+    Exit,
+    Heartbeat,
+    JobStatus,
+    Manifest,
+    NotARun,
+    Outcome,
+    Role,
+    RunDirectory,
+    Superseded,
+    read_bytes,
+)
+from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
+
+STOPPED = "the job got SIGTERM: it was cancelled, preempted, or its node shuts down"
+TIMED_OUT = "the time limit of the job was reached"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ends: what is recorded, and the exit code of the wrapper."""
+
+    outcome: Outcome
+    reason: str
+    exit_code: int
+
+
+class Attempt:
+    """One life of one job. `number` counts from 1, `nonce` is unique to this life."""
+
+    def __init__(self, run: RunDirectory, role: Role, number: int, nonce: str) -> None:
+        manifest = run.read(run.manifest, Manifest)
+        if manifest is None:
+            raise NotARun(f"{run.root} is not a run directory: its run.json is missing or cannot be read")
+        self.run, self.role, self.number, self.nonce = run, role, number, nonce
+        self.manifest, self.settings = manifest, manifest.job_settings()
+        self.job_id = os.environ.get(Env.JOB_ID, "")
+        self.events = run.events_of(role, f"{role}-job")
+        self.events.attempt = number
+        self.scheduler = self._scheduler()
+
+    @classmethod
+    def take(cls, run: RunDirectory, role: Role) -> Attempt:
+        """A new attempt. Raises ContractError, OSError."""
+        nonce = os.environ.get(Env.NONCE) or secrets.token_hex(16)
+        return cls(run, role, run.take_attempt(role, nonce), nonce)
+
+    @classmethod
+    def reopen(cls, run: RunDirectory, role: Role, nonce: str) -> Attempt:
+        """The attempt that this life took; a new one when it was killed before it had any."""
+        latest = run.latest_attempt(role)
+        token = read_bytes(run.attempts / f"{role}-{latest}" / "token") if latest else b""
+        if token.decode(errors="replace").strip() == nonce:
+            return cls(run, role, latest, nonce)
+        return cls(run, role, run.take_attempt(role, nonce), nonce)
+
+    @property
+    def peer(self) -> Role:
+        return Role.TRAINING if self.role == Role.RUNTIME else Role.RUNTIME
+
+    def _scheduler(self) -> Scheduler | None:
+        """None when the job was started by hand: then no scheduler knows anything about it."""
+        if not self.job_id:
+            return None
+        args = self.manifest.scheduler_args
+        try:
+            return open_scheduler(self.manifest.scheduler, Path(args.get("runs_dir") or self.run.root.parent))
+        except SchedulerError as error:
+            self.say("scheduler_unavailable", problem=str(error))
+            return None
+
+    # --- what it says ---
+
+    def say(self, what: str, **data: Any) -> None:
+        """An event. A full or hanging disk must not end a job that can still end orderly."""
+        with contextlib.suppress(OSError):
+            self.events.add(what, **data)
+
+    def status(self, phase: str, ending: Ending | None = None, reason: str = "") -> None:
+        """Publish the status record. Raises Superseded when a later attempt owns it."""
+        self.check()
+        record = JobStatus(
+            run_id=self.run.run_id,
+            role=self.role,
+            attempt=self.number,
+            job_id=self.job_id,
+            nonce=self.nonce,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            phase=phase,
+            outcome=ending.outcome if ending else "",
+            reason=ending.reason if ending else reason,
+            exit_code=ending.exit_code if ending else None,
+        )
+        self.run.publish(self.run.status(self.role), record)
+        self.say(phase, **({"outcome": ending.outcome, "reason": ending.reason} if ending else {}))
+
+    def check(self) -> None:
+        self.run.check_attempt(self.role, self.number)
+
+    @property
+    def superseded(self) -> bool:
+        try:
+            self.check()
+        except Superseded:
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        with Heartbeat(self.run.heartbeat(self.role), self.settings.heartbeat_every):
+            yield
+
+    # --- what it gives and takes ---
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the command: ours, and who this attempt is."""
+        return dict(os.environ) | {
+            Env.RUN_DIR.value: str(self.run.root),
+            Env.JOB_ID.value: self.job_id,
+            Env.ATTEMPT.value: str(self.number),
+            Env.NONCE.value: self.nonce,
+        }
+
+    def cancel_peer(self, why: str) -> None:
+        """Cancel the other job if it has not started: nobody else would, and it could wait for ever.
+
+        A peer that runs is left alone: it sees our record, and ends in its own order.
+        """
+        manifest = self.run.read(self.run.manifest, Manifest)
+        job_id = manifest.job_id(self.peer) if manifest else ""
+        if self.scheduler is None or not job_id:
+            return
+        try:
+            info = self.scheduler.query([job_id]).get(job_id)
+            if info is not None and info.state in (JobState.PENDING, JobState.HELD):
+                self.scheduler.cancel([job_id])
+                self.say("cancelled_peer", job_id=job_id, why=why)
+        except SchedulerError as error:
+            self.say("cancel_failed", job_id=job_id, problem=str(error))
+
+
+def wrapper_code(code: int) -> int:
+    """Exit code of the wrapper for the exit code of its command: never 0, never a signal's."""
+    return code if 0 < code < 128 else int(Exit.SOFTWARE)
+
+
+__all__ = ["STOPPED", "TIMED_OUT", "Attempt", "ContractError", "Ending", "wrapper_code"]

@@ -1,0 +1,107 @@
+"""The runtime job: runs the sandbox server for as long as the training needs it, and not longer.
+
+What it is
+    The loop around the server: ready, release of the training job, watch, stop. It ends when the training
+    is complete, when the training is known dead, when the server dies, or when it is told to.
+
+What it does not do
+    It neither starts sandboxes nor trains. `orchestrator.job` calls it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+
+from orchestrator.command import Command, Inbox, how
+from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
+from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
+from orchestrator.peer import Peer, TrainingWatch, Watcher, runtime_health
+
+_BOOT_LOOK_S, _LOOK_S = 0.1, 0.5
+
+
+class RuntimeJob:
+    """One attempt of the runtime job."""
+
+    def __init__(self, attempt: Attempt, inbox: Inbox) -> None:
+        self.attempt, self.inbox = attempt, inbox
+        self.run, self.settings = attempt.run, attempt.settings
+        peer = Peer(self.run, Role.TRAINING, self.settings, attempt.scheduler)
+        self.watch = TrainingWatch(peer, attempt.say)
+        self.watcher = Watcher(self.watch.probe, min(1.0, peer.query_every), inbox.wake)
+        self.alone = attempt.manifest.mode == "runtime-only"
+        self.ready, self.warned = False, False
+        self.started = time.monotonic()
+
+    def command(self) -> list[str]:
+        default = [sys.executable, "-m", "runtime_server", "--run-dir", str(self.run.root)]
+        return self.settings.runtime_command or default
+
+    def work(self) -> int:
+        """Run to the end; returns the exit code of the wrapper."""
+        self.attempt.status("starting")
+        try:
+            command = Command(self.command(), self.inbox, env=self.attempt.environment(), cwd=self.run.root)
+        except OSError as error:
+            ending = Ending(Outcome.FAILED, f"the server did not start: {error}", Exit.NO_INPUT)
+            return finish(self.attempt, ending)
+        with contextlib.nullcontext() if self.alone else self.watcher:
+            while (found := self.look(command)) is None:
+                self.inbox.wait(_LOOK_S if self.ready else _BOOT_LOOK_S)
+        if not self.attempt.superseded:
+            self.attempt.status("draining", reason=found.reason)
+        command.end(self.settings.stop_timeout)
+        return finish(self.attempt, found)
+
+    def look(self, command: Command) -> Ending | None:
+        """What there is to see now: None to go on, or how it ends."""
+        code = command.poll()
+        if self.inbox.stop:
+            timed_out = self.inbox.warned
+            return Ending(
+                Outcome.TIMEOUT if timed_out else Outcome.CANCELLED, TIMED_OUT if timed_out else STOPPED, 143
+            )
+        if (complete := self.run.read(self.run.complete_flag, CompleteFlag)) and not self.alone:
+            return Ending(Outcome.SUCCESS, f"the training is complete ({complete.outcome})", 0)
+        if code is not None:
+            when = "while it served" if self.ready else "before it was ready"
+            return Ending(Outcome.FAILED, f"the server {how(code)} {when}", wrapper_code(code))
+        if self.attempt.superseded:
+            return Ending(Outcome.CANCELLED, "a later attempt of the runtime job took over", 143)
+        if self.watcher.reason:
+            return Ending(Outcome.PEER_GONE, self.watcher.reason, Exit.PEER_GONE)
+        if self.inbox.warned and not self.warned:
+            self.warned = True
+            self.attempt.say("walltime_near")
+        return None if self.ready else self.look_ready()
+
+    def look_ready(self) -> Ending | None:
+        flag = self.run.read(self.run.ready_flag, ReadyFlag)
+        problem = "it has not said that it is ready"
+        if flag is not None and flag.nonce == self.attempt.nonce:
+            problem = runtime_health(self.run, "run").problem
+            if not problem:
+                self.become_ready(flag.url)
+                return None
+        waited = time.monotonic() - self.started
+        if waited < self.settings.ready_timeout:
+            return None
+        reason = f"the server was not ready within {self.settings.ready_timeout:g} s: {problem}"
+        return Ending(Outcome.FAILED, reason, Exit.SOFTWARE)
+
+    def become_ready(self, url: str) -> None:
+        self.ready = True
+        self.attempt.status("running")
+        self.attempt.say("ready", url=url, after_s=round(time.monotonic() - self.started, 3))
+        self.watch.ready.set()
+        self.watcher.hurry()
+
+
+def finish(attempt: Attempt, ending: Ending) -> int:
+    """Write down how it ended, then see to a training job that would wait for ever."""
+    if not attempt.superseded:
+        attempt.status("ended", ending)
+        attempt.cancel_peer(ending.reason)
+    return int(ending.exit_code)
