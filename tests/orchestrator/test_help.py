@@ -1,0 +1,39 @@
+"""Help is instant: little CPU, and nothing heavy is loaded."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "vllm", "transformers", "fastapi", "pydantic", "rich", "httpx", "yaml", "numpy"}
+
+
+def _cpu_seconds() -> float:
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-m", "orchestrator", "--help"], check=True, capture_output=True, timeout=60
+    )
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_help_takes_less_than_150_ms_of_cpu() -> None:
+    assert statistics.median(_cpu_seconds() for _ in range(5)) <= 0.15
+
+
+@pytest.mark.parametrize("command", [[], ["launch"], ["status"], ["logs"], ["config", "show"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom orchestrator.cli import cli\n"
+        f"try: cli({[*command, '--help']!r})\nexcept SystemExit: pass\n"
+        "print(*{m.partition('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert "Usage:" in done.stdout
+    assert HEAVY & set(done.stderr.split()) == set()
