@@ -81,20 +81,21 @@ def test_a_failed_publish_leaves_the_old_content_and_no_litter(tmp_path: Path) -
 def test_a_writer_killed_at_any_instant_leaves_whole_content(tmp_path: Path) -> None:
     path = tmp_path / "record"
     code = (
-        "import sys; from pathlib import Path; from orchestrator.contract import wait_for
-from orchestrator.durable import publish_bytes\n"
+        "import sys; from pathlib import Path; from orchestrator.durable import publish_bytes\n"
         "for i in range(10**9): publish_bytes(Path(sys.argv[1]), bytes([65 + i % 26]) * 300_000)"
     )
     for turn in range(5):
         writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
-        last = read_bytes(path)
         for _ in range(3 + turn):  # let it get going, and into a different place each time
-            wait_for(lambda seen=last: None if read_bytes(path) == seen else True, "a write", 20, first_s=0.001)
-            last = read_bytes(path)
+            _await_change(path, read_bytes(path))
         writer.kill()
         writer.wait(timeout=10)
         content = read_bytes(path)
         assert len(content) == 300_000 and len(set(content)) == 1
+
+
+def _await_change(path: Path, seen: bytes) -> None:
+    wait_for(lambda: None if read_bytes(path) == seen else True, "a write", 20, first_s=0.001)
 
 
 def test_absent_empty_and_torn(tmp_path: Path) -> None:
