@@ -2,6 +2,9 @@
 
     TrainerError
     ├── TaskError           a task file that is missing, empty or malformed
+    ├── ModelError          the policy is missing, or of a kind that cannot be trained here
+    ├── CheckpointError     a checkpoint that cannot be written, read, or does not fit this run
+    ├── Collapsed           an alarm says that going on would burn time for nothing
     ├── EngineError         the rollout engine refused a request
     │   ├── EngineDied      it is gone: every waiter gets this, and the run must stop
     │   └── MismatchError   engine and trainer disagree about the same policy after a weight sync
@@ -24,6 +27,18 @@ class TrainerError(Exception):
 
 class TaskError(TrainerError):
     """A task file is missing, empty or malformed."""
+
+
+class ModelError(TrainerError):
+    """The policy is missing, or of a kind that cannot be trained here."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint cannot be written or read, or belongs to another run."""
+
+
+class Collapsed(TrainerError):
+    """The training stopped itself: an alarm says that going on would burn time for nothing."""
 
 
 class EngineError(TrainerError):
