@@ -1,0 +1,330 @@
+/* One command: its pipes, what it may still read, what is kept of its output, its life.
+ *
+ *   running → (program ended) → grace → sending → lingering (background processes are left) → free
+ *           ↘ (timeout, cancel) killing ↗
+ *
+ * Every pipe is non-blocking on our side. A program that does not read its stdin holds up only itself: the
+ * server may send WINDOW bytes, and more only after we said they were taken. Output pipes are always read,
+ * also those that background processes of a finished command hold, so that none of them ever blocks.
+ */
+#include "agent.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct command commands[SLOTS];
+struct slot *slots;
+unsigned used;
+static unsigned char scratch[64 * 1024];
+static uint32_t kill_all_id;
+static bool killing_all;
+
+struct slot *command_slot(const struct command *c) {
+    return &slots[c - commands];
+}
+
+struct command *command_find(uint32_t id) {
+    for (unsigned i = 0; i < used; i++)
+        if (commands[i].job && commands[i].state != S_LINGER && commands[i].id == id)
+            return &commands[i];
+    return NULL;
+}
+
+struct command *command_new(enum job job, uint32_t id) {
+    unsigned i = 0;
+    while (i < SLOTS && commands[i].job)
+        i++;
+    if (i == SLOTS)
+        return NULL;
+    used = i < used ? used : i + 1;
+    commands[i] = (struct command){.job = job, .id = id, .in = -1, .out = {-1, -1}, .started_us = now_us()};
+    slots[i] = (struct slot){0};
+    return &commands[i];
+}
+
+static void close_end(int *fd) {
+    if (*fd >= 0)
+        forget(*fd);
+    *fd = -1;
+}
+
+static void close_stdin(struct command *c) {
+    close_end(&c->in);
+    free(c->pending);
+    c->pending = NULL;
+    c->pending_from = c->pending_to = 0;
+}
+
+void command_free(struct command *c) {
+    close_stdin(c);
+    close_end(&c->out[0]);
+    close_end(&c->out[1]);
+    keep_free(&c->kept[0]);
+    keep_free(&c->kept[1]);
+    c->job = J_NONE;
+    while (used && !commands[used - 1].job)
+        used--;
+}
+
+void command_watch(struct command *c, unsigned stream, uint32_t events, bool add) {
+    int fd = stream ? c->out[stream - 1] : c->in;
+    watch(fd, events, (uint64_t)(c - commands) * 4 + stream, add);
+}
+
+/* ---- stdin ------------------------------------------------------------------------------------------ */
+
+static void arm_stdin(struct command *c, bool arm) {
+    if (c->in >= 0 && c->stdin_armed != arm)
+        command_watch(c, 0, (c->stdin_armed = arm) ? EPOLLOUT : 0, false);
+}
+
+/* Writes what is pending; at the end of it closes the pipe, so that the program sees the end. */
+static void feed(struct command *c) {
+    while (c->in >= 0 && c->pending_to > c->pending_from) {
+        ssize_t put = write(c->in, c->pending + c->pending_from, c->pending_to - c->pending_from);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno != EAGAIN) {
+            close_stdin(c); /* the program closed its end: it wants no more */
+            return;
+        }
+        if (put < 0)
+            break;
+        c->pending_from += (size_t)put;
+        c->credit += (uint32_t)put;
+    }
+    if (c->pending_from == c->pending_to && c->stdin_eof)
+        close_stdin(c);
+    arm_stdin(c, c->pending_to > c->pending_from);
+}
+
+/* False when the server sent more than it was allowed. */
+static bool take_stdin(struct command *c, const unsigned char *bytes, size_t count) {
+    if (c->in < 0)
+        return true; /* closed meanwhile; the server will learn it, or has finished */
+    if (count == 0)
+        c->stdin_eof = true;
+    if (c->pending_to - c->pending_from + count > WINDOW)
+        return false;
+    if (!c->pending && count && !(c->pending = malloc(WINDOW))) {
+        close_stdin(c);
+        return true;
+    }
+    if (c->pending_to + count > WINDOW) {
+        memmove(c->pending, c->pending + c->pending_from, c->pending_to - c->pending_from);
+        c->pending_to -= c->pending_from;
+        c->pending_from = 0;
+    }
+    if (count)
+        memcpy(c->pending + c->pending_to, bytes, count);
+    c->pending_to += count;
+    feed(c);
+    return true;
+}
+
+/* ---- output ----------------------------------------------------------------------------------------- */
+
+/* One read of at most `limit` bytes; false when there is nothing now or the pipe has ended. */
+static bool collect(struct command *c, unsigned which, size_t limit) {
+    ssize_t got = read(c->out[which], scratch, limit < sizeof scratch ? limit : sizeof scratch);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return errno == EINTR;
+    if (got <= 0) {
+        close_end(&c->out[which]);
+        return false;
+    }
+    if (c->state < S_SENDING)
+        keep_add(&c->kept[which], scratch, (size_t)got);
+    return true;
+}
+
+/* What the program wrote before it ended is in the pipe now: exactly so much is read, however fast
+ * background processes add to it. */
+static void drain(struct command *c) {
+    for (unsigned which = 0; which < 2; which++) {
+        int waiting = 0;
+        if (c->out[which] < 0 || ioctl(c->out[which], FIONREAD, &waiting) != 0)
+            continue;
+        while (waiting > 0 && c->out[which] >= 0) {
+            uint64_t before = c->kept[which].total;
+            if (!collect(c, which, (size_t)waiting))
+                break;
+            waiting -= (int)(c->kept[which].total - before);
+        }
+        if (waiting <= 0 && c->out[which] >= 0)
+            collect(c, which, sizeof scratch); /* notices the end of the pipe */
+    }
+}
+
+/* J_READ: straight from the pipe into the out buffer, while it has room. */
+static void stream(struct command *c) {
+    if (wire_room() < CHUNK + REPLY_ROOM) {
+        c->paused = true;
+        command_watch(c, 1, 0, false);
+        return;
+    }
+    ssize_t got = read(c->out[0], wire_begin(CHUNK), CHUNK);
+    if (got > 0)
+        wire_commit(F_CONTENT, c->id, (size_t)got);
+    else if (got == 0 || (errno != EAGAIN && errno != EINTR))
+        close_end(&c->out[0]);
+}
+
+void command_event(unsigned index, unsigned which, uint32_t events) {
+    struct command *c = &commands[index];
+    if (!c->job)
+        return;
+    if (which == 0 && c->in >= 0) {
+        if (events & EPOLLERR)
+            close_stdin(c); /* the reader has gone */
+        else
+            feed(c);
+    } else if (which && c->out[which - 1] >= 0) {
+        if (c->job == J_READ)
+            stream(c);
+        else
+            collect(c, which - 1, sizeof scratch);
+    }
+}
+
+/* ---- the end of a command --------------------------------------------------------------------------- */
+
+/* The result is final. Nobody to tell it to: straight to what remains. */
+void command_settle(struct command *c) {
+    drain(c);
+    close_stdin(c);
+    c->state = S_SENDING;
+    if (!c->took_us)
+        c->took_us = now_us() - c->started_us;
+}
+
+/* Nothing of it may live on: a timeout, or nobody wants the result. */
+void command_doom(struct command *c, uint8_t flags) {
+    c->flags |= flags;
+    if (c->job != J_EXEC) {
+        if (c->pid > 0)
+            kill(c->pid, SIGKILL);
+        return;
+    }
+    if (c->state > S_GRACE)
+        return;
+    c->state = S_KILLING;
+    c->phase = P_FREEZE;
+    c->status = SIGKILL;
+    c->kill_us = c->phase_us = now_us();
+    c->clean = 0;
+}
+
+static void program_ended(struct command *c, int status) {
+    c->status = status;
+    c->took_us = now_us() - c->started_us;
+    close_stdin(c);
+    drain(c);
+    c->state = S_GRACE;
+    c->grace_us = c->started_us + c->took_us + GRACE_MS * 1000;
+}
+
+/* Supervisors report through their slot and ring; this finds out who did. */
+void command_bell(void) {
+    for (unsigned i = 0; i < used; i++) {
+        struct command *c = &commands[i];
+        if (c->job == J_EXEC && c->state == S_RUNNING && atomic_load(&slots[i].done)) {
+            if (slots[i].what)
+                command_settle(c); /* it never started */
+            else
+                program_ended(c, slots[i].status);
+        }
+    }
+}
+
+static void supervisor_gone(struct command *c, int status) {
+    command_bell(); /* it may have reported just before */
+    if (c->state == S_RUNNING)
+        command_doom(c, KILLED); /* killed by code of the sandbox; tree.c finds its orphans */
+    else if (c->state == S_GRACE || (c->state == S_KILLING && WIFEXITED(status)))
+        command_settle(c); /* it exits only when no descendant is left */
+    else if (c->state == S_LINGER)
+        command_free(c);
+}
+
+void command_reaped(pid_t pid, int status) {
+    for (unsigned i = 0; i < used; i++) {
+        struct command *c = &commands[i];
+        if (!c->job || c->pid != pid)
+            continue;
+        c->pid = 0;
+        if (c->job == J_EXEC)
+            supervisor_gone(c, status);
+        else if (c->job == J_WRITE || c->out[0] < 0)
+            command_settle(c);
+        return;
+    }
+}
+
+/* ---- what the server says --------------------------------------------------------------------------- */
+
+void command_kill_all(uint32_t id) {
+    killing_all = true;
+    kill_all_id = id;
+    kill(-1, SIGKILL);
+    for (unsigned i = 0; i < used; i++)
+        if (commands[i].job == J_EXEC)
+            command_doom(&commands[i], KILLED);
+}
+
+void command_no_children(void) {
+    if (killing_all)
+        wire_send(F_DONE, kill_all_id, (unsigned char[8]){0}, 8);
+    killing_all = false;
+}
+
+/* False when the server broke the protocol. */
+bool command_frame(enum kind kind, uint32_t id, const unsigned char *payload, size_t size) {
+    struct command *c = command_find(id);
+    if (kind == F_DATA)
+        return !c || take_stdin(c, payload, size);
+    if (kind == F_CANCEL) {
+        if (c)
+            command_doom(c, KILLED);
+        return true;
+    }
+    if (c)
+        return false; /* the id is taken */
+    if (kind == F_EXEC)
+        exec_frame(id, payload, size);
+    else if (kind == F_WRITE)
+        write_frame(id, payload, size);
+    else if (kind == F_READ)
+        read_frame(id, payload, size);
+    else if (kind == F_KILL_ALL)
+        command_kill_all(id);
+    else
+        return false;
+    return true;
+}
+
+/* The connection is gone. Commands run on, within their timeouts; half-done file jobs are given up. */
+void command_detach_all(void) {
+    killing_all = false;
+    for (unsigned i = 0; i < used; i++) {
+        struct command *c = &commands[i];
+        if (!c->job || c->state == S_LINGER)
+            continue;
+        c->detached = true;
+        if (c->job == J_EXEC && !c->stdin_eof) {
+            c->stdin_eof = true;
+            feed(c);
+        } else if (c->job != J_EXEC) {
+            close_stdin(c); /* too few bytes: the helper removes its temporary file */
+            close_end(&c->out[0]);
+            if (!c->pid)
+                c->state = S_SENDING;
+        }
+    }
+}

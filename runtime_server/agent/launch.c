@@ -1,0 +1,197 @@
+/* Processes: a supervisor per command, the program under it, and what a program inherits from us: nothing.
+ *
+ * The supervisor is a child subreaper, so every orphan of the command, however often it forked or called
+ * setsid, becomes its child and stays findable. It reports the program's end through shared memory and the
+ * bell, waits for what is left in the background, and exits when it has no children. All signals are
+ * blocked in it; only SIGKILL and SIGSTOP from inside the sandbox reach it, and tree.c copes with both.
+ */
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+void close_from(int first) {
+    if (syscall(SYS_close_range, (unsigned)first, ~0u, 0) == 0)
+        return;
+    struct rlimit limit; /* Linux before 5.9 */
+    rlim_t last = getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 65536 ? limit.rlim_cur : 65536;
+    for (int fd = first; fd < (int)last; fd++)
+        close(fd);
+}
+
+static void reset_signals(void) {
+    struct sigaction normal = {.sa_handler = SIG_DFL};
+    for (int signal = 1; signal <= 64; signal++)
+        sigaction(signal, &normal, NULL);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void write_zero(const char *path) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES && prctl(PR_SET_DUMPABLE, 1) == 0)
+        fd = open(path, O_WRONLY | O_CLOEXEC); /* the file belongs to root while we are not dumpable */
+    if (fd >= 0 && write(fd, "0", 1) == 1)
+        close(fd);
+}
+
+/* The agent's own privileges end here: it may be protected from the OOM killer, a program is not. */
+static void become_ordinary(void) {
+    setsid();
+    reset_signals();
+    umask(022);
+    close_from(3);
+    if (self.raised_oom)
+        write_zero("/proc/self/oom_score_adj");
+    if (self.nice)
+        setpriority(PRIO_PROCESS, 0, 0);
+    if (self.raised_nofile) {
+        struct rlimit limit = {self.nofile_soft, self.nofile_hard};
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static void say(const char *verb, const char *name, int error) {
+    const char *parts[] = {"sandbox agent: cannot ", verb, name, ": ", strerror(error), "\n"};
+    struct iovec text[6];
+    for (int i = 0; i < 6; i++)
+        text[i] = (struct iovec){(void *)(uintptr_t)parts[i], strlen(parts[i])};
+    if (writev(2, text, 6) < 0)
+        _exit(126);
+}
+
+static const char *lookup(char **env, const char *name, const char *otherwise) {
+    size_t length = strlen(name);
+    for (; *env; env++)
+        if (strncmp(*env, name, length) == 0 && (*env)[length] == '=')
+            return *env + length + 1;
+    return otherwise;
+}
+
+/* Runs `path`; what has neither a shebang nor a known format is a shell script, as every shell has it. */
+static int try(const char *path, char **argv, char **env) {
+    execve(path, argv, env);
+    if (errno != ENOEXEC)
+        return errno;
+    size_t count = 0;
+    while (argv[count])
+        count++;
+    char *script[count + 2];
+    script[0] = (char *)(uintptr_t)"sh";
+    script[1] = (char *)(uintptr_t)path;
+    memcpy(script + 2, argv + 1, count * sizeof *argv);
+    execve("/bin/sh", script, env);
+    return ENOEXEC;
+}
+
+/* Only returns, with an errno, when no directory of PATH has a program of that name that starts. */
+static int search(char **argv, char **env) {
+    if (strchr(argv[0], '/'))
+        return try(argv[0], argv, env);
+    int error = ENOENT;
+    size_t name = strlen(argv[0]);
+    const char *path = lookup(env, "PATH", DEFAULT_PATH);
+    for (const char *end; name; path = end + 1) {
+        end = strchrnul(path, ':');
+        size_t length = (size_t)(end - path);
+        char full[PATH_MAX];
+        if (length + name + 2 <= sizeof full) {
+            memcpy(full, length ? path : ".", length ? length : 1);
+            length = length ? length : 1;
+            full[length] = '/';
+            memcpy(full + length + 1, argv[0], name + 1);
+            int failed = try(full, argv, env);
+            if (failed != ENOENT && failed != ENOTDIR)
+                error = failed;
+        }
+        if (!*end)
+            break;
+    }
+    return error;
+}
+
+static _Noreturn void run(const struct program *program) {
+    become_ordinary();
+    int error = search(program->argv, program->env);
+    say("run ", program->argv[0], error);
+    _exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
+}
+
+static void report(struct slot *slot, int status, int error, const char *what) {
+    slot->status = status;
+    slot->error = error;
+    slot->what = what;
+    atomic_store(&slot->done, 1);
+    uint64_t one = 1;
+    if (write(bell, &one, sizeof one) < 0)
+        _exit(1); /* our end is seen anyway */
+}
+
+static void take(const struct program *program) {
+    dup2(program->in, 0);
+    dup2(program->out, 1);
+    dup2(program->err, 2);
+    close_from(bell + 1);
+}
+
+static _Noreturn void supervise(struct slot *slot, const struct program *program) {
+    take(program);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_NAME, "supervisor");
+    if (program->cwd && chdir(program->cwd) != 0) {
+        report(slot, 0, errno, "cannot enter the working directory");
+        _exit(0);
+    }
+    pid_t root = fork();
+    if (root == 0)
+        run(program);
+    if (root < 0) {
+        say("start ", "a process (too many in this sandbox?)", errno);
+        report(slot, 126 << 8, 0, NULL);
+    }
+    for (int fd = 0; fd < 3; fd++)
+        close(fd); /* or nobody would ever see the end of these pipes */
+    for (int status;;) {
+        pid_t ended = waitpid(-1, &status, 0);
+        if (ended == root)
+            report(slot, status, 0, NULL);
+        else if (ended < 0 && errno == ECHILD)
+            _exit(0);
+    }
+}
+
+pid_t launch(struct slot *slot, const struct program *program) {
+    pid_t pid = fork();
+    if (pid == 0)
+        supervise(slot, program);
+    return pid;
+}
+
+/* A child for file work: in it returns 0, with the job's pipes on 0 and 1 and nothing else of ours. */
+pid_t launch_helper(int in, int out) {
+    pid_t pid = fork();
+    if (pid)
+        return pid;
+    dup2(in, 0);
+    dup2(out, 1);
+    close_from(bell + 1);
+    prctl(PR_SET_NAME, "file");
+    umask(022);
+    return 0;
+}

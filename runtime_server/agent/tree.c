@@ -1,0 +1,270 @@
+/* Killing everything that descends from a command, while it forks as fast as it can.
+ *
+ * Descendants are found by parent: the supervisor is a subreaper, so none can leave its subtree. A round
+ * looks at /proc once for all commands that are being killed. First every member is stopped: a stopped
+ * process cannot fork and keeps its pid, so a fork bomb runs out of pids and stands still. When a round
+ * finds nothing that moves (or after FREEZE_US) everything is killed, and the next round looks again.
+ * It is over when the supervisor exits (it does only when it has no children left) or CLEAN rounds in a
+ * row found nobody. What still moves after ESCALATE_US meets a stop of the whole sandbox at one instant
+ * (kill(-1) holds the kernel's task lock, nothing can fork past it); what outlives LAST_US takes every
+ * command of the sandbox with it.
+ *
+ * If code in the sandbox kills a supervisor, its orphans become our own children. Nothing else can be our
+ * child and no supervisor, so all of these belong to the command whose supervisor is gone.
+ */
+#include "agent.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FREEZE_US 100000
+#define ESCALATE_US 500000
+#define LAST_US 2000000
+#define CLEAN 3
+
+enum { UNKNOWN = -1, OUTSIDE = -2, ORPHAN = -3, UNSEEN = -4 };
+
+struct process {
+    pid_t pid, parent;
+    int owner;      /* index of a command, or one of the above */
+    int supervises; /* index of a command, or -1 */
+    char state;
+    bool dead;
+};
+
+static DIR *proc;
+static struct process *list;
+static size_t count, capacity;
+static bool unsettled; /* a process whose parent vanished while we looked: look again */
+
+void tree_open(void) {
+    proc = opendir("/proc"); /* held, so that nothing mounted over it later can lie to us */
+}
+
+static const char *after(const char *text, unsigned fields) {
+    while (fields-- && text) {
+        text = strchr(text, ' ');
+        text = text ? text + 1 : NULL;
+    }
+    return text;
+}
+
+/* /proc/PID/stat; the name in it is the process's own choice, so we start behind its last parenthesis. */
+static bool look(const char *pid, struct process *p) {
+    char path[32], text[1024];
+    strcpy(path, pid);
+    strcat(path, "/stat");
+    int fd = openat(dirfd(proc), path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (size <= 0)
+        return false;
+    text[size] = 0;
+    const char *fields = strrchr(text, ')');
+    const char *parent = fields ? after(fields, 2) : NULL, *threads = parent ? after(parent, 16) : NULL;
+    if (!threads)
+        return false;
+    *p = (struct process){atoi(pid), atoi(parent), UNKNOWN, -1, fields[2], false};
+    /* A process whose first thread has ended looks like a zombie while its other threads run on. */
+    p->dead = (p->state == 'Z' || p->state == 'X') && atoi(threads) <= 1;
+    return true;
+}
+
+static int by_pid(const void *a, const void *b) {
+    return ((const struct process *)a)->pid - ((const struct process *)b)->pid;
+}
+
+static struct process *find(pid_t pid) {
+    struct process key = {.pid = pid};
+    return bsearch(&key, list, count, sizeof *list, by_pid);
+}
+
+static bool enlarge(void) {
+    size_t larger = capacity ? capacity * 2 : 256;
+    struct process *moved = realloc(list, larger * sizeof *list);
+    if (moved) {
+        list = moved;
+        capacity = larger;
+    }
+    return moved;
+}
+
+static bool scan(void) {
+    if (!proc)
+        return false;
+    count = 0;
+    rewinddir(proc);
+    for (struct dirent *entry; (entry = readdir(proc));) {
+        if (entry->d_name[0] < '1' || entry->d_name[0] > '9' || strlen(entry->d_name) > 10)
+            continue;
+        if (count == capacity && !enlarge())
+            return false;
+        if (look(entry->d_name, &list[count]))
+            count++;
+    }
+    qsort(list, count, sizeof *list, by_pid);
+    for (unsigned i = 0; i < used; i++) {
+        struct process *p = commands[i].job && commands[i].pid > 0 ? find(commands[i].pid) : NULL;
+        if (p) {
+            p->supervises = (int)i;
+            p->owner = OUTSIDE;
+        }
+    }
+    return true;
+}
+
+/* What the parent of `p` says about its owner; UNKNOWN and `*next` when the parent must be asked. */
+static int ask(const struct process *p, struct process **next) {
+    *next = NULL;
+    if (p->owner != UNKNOWN)
+        return p->owner;
+    if (p->parent == 0)
+        return OUTSIDE; /* ourselves, or somebody who entered from outside */
+    if (p->parent == 1)
+        return ORPHAN;
+    struct process *parent = find(p->parent);
+    if (!parent)
+        return UNSEEN;
+    if (parent->supervises >= 0)
+        return parent->supervises;
+    *next = parent;
+    return UNKNOWN;
+}
+
+static void resolve(struct process *p) {
+    struct process *at = p, *next;
+    int owner = UNKNOWN;
+    for (size_t steps = 0; steps <= count && (owner = ask(at, &next)) == UNKNOWN; steps++)
+        at = next;
+    owner = owner == UNKNOWN ? UNSEEN : owner; /* a circle: pids were reused while we looked */
+    for (at = p; at && at->owner == UNKNOWN; at = next) {
+        ask(at, &next);
+        at->owner = owner;
+    }
+}
+
+/* The command that `p` is to die with, or NULL. */
+static struct command *doomed_with(const struct process *p) {
+    if (p->owner >= 0)
+        return commands[p->owner].state == S_KILLING ? &commands[p->owner] : NULL;
+    for (unsigned i = 0; p->owner == ORPHAN && i < used; i++)
+        if (commands[i].job == J_EXEC && commands[i].state == S_KILLING && commands[i].pid == 0)
+            return &commands[i];
+    return NULL;
+}
+
+static void strike(const struct process *p) {
+    struct command *c = p->dead ? NULL : doomed_with(p);
+    if (!c)
+        return;
+    c->live++;
+    if (c->phase == P_KILL) {
+        kill(p->pid, SIGKILL);
+    } else if (!strchr("TtD", p->state)) {
+        c->moving++;
+        kill(p->pid, SIGSTOP);
+    }
+}
+
+static bool survey(void) {
+    if (!scan())
+        return false;
+    unsettled = false;
+    for (unsigned i = 0; i < used; i++)
+        commands[i].live = commands[i].moving = 0;
+    for (size_t i = 0; i < count; i++) {
+        resolve(&list[i]);
+        unsettled |= list[i].owner == UNSEEN && !list[i].dead;
+    }
+    return true;
+}
+
+static void strike_all(void) {
+    for (size_t i = 0; i < count; i++)
+        strike(&list[i]);
+}
+
+static void kill_members(const struct command *c) {
+    for (size_t i = 0; i < count; i++)
+        if (!list[i].dead && doomed_with(&list[i]) == c)
+            kill(list[i].pid, SIGKILL);
+}
+
+/* Stops the whole sandbox at one instant, kills the members, lets the others go on. */
+static void freeze_sandbox(void) {
+    pid_t *stopped = malloc((count + 1) * sizeof *stopped);
+    size_t resting = 0;
+    for (size_t i = 0; stopped && i < count; i++)
+        if (list[i].state == 'T')
+            stopped[resting++] = list[i].pid;
+    kill(-1, SIGSTOP);
+    for (int round = 0; round < 2; round++)
+        for (size_t i = survey() ? 0 : count; i < count; i++)
+            if (!list[i].dead && doomed_with(&list[i]))
+                kill(list[i].pid, SIGKILL);
+    kill(-1, SIGCONT);
+    for (size_t i = 0; i < resting; i++)
+        kill(stopped[i], SIGSTOP);
+    free(stopped);
+}
+
+static void everybody_dies(void) {
+    kill(-1, SIGKILL);
+    for (unsigned i = 0; i < used; i++)
+        if (commands[i].job == J_EXEC && commands[i].state != S_KILLING)
+            command_doom(&commands[i], KILLED);
+}
+
+static void advance(struct command *c, int64_t now) {
+    c->clean = c->live || unsettled ? 0 : c->clean + 1;
+    if (c->clean >= CLEAN) {
+        if (c->pid > 0)
+            kill(c->pid, SIGKILL); /* stopped, or waiting for a zombie that somebody traces */
+        command_settle(c);
+        return;
+    }
+    bool still = !c->moving && !unsettled;
+    if (c->phase == P_FREEZE && (still || now - c->phase_us > FREEZE_US)) {
+        kill_members(c);
+        c->phase = P_KILL;
+        c->phase_us = now;
+    } else if (c->phase == P_KILL && now - c->phase_us > FREEZE_US) {
+        c->phase = P_FREEZE;
+        c->phase_us = now;
+    }
+}
+
+/* One round for all commands in S_KILLING. */
+void tree_tick(int64_t now) {
+    bool escalate = false, last = false;
+    if (!survey()) {
+        everybody_dies();
+        return;
+    }
+    strike_all();
+    for (unsigned i = 0; i < used; i++) {
+        struct command *c = &commands[i];
+        if (c->job != J_EXEC || c->state != S_KILLING)
+            continue;
+        advance(c, now);
+        if (c->state != S_KILLING)
+            continue;
+        escalate |= !c->froze_all && now - c->kill_us > ESCALATE_US;
+        c->froze_all |= now - c->kill_us > ESCALATE_US;
+        last |= now - c->kill_us > LAST_US;
+    }
+    if (last)
+        everybody_dies();
+    else if (escalate)
+        freeze_sandbox();
+    if (count > 4096) { /* a storm should not leave us large */
+        free(list);
+        list = NULL;
+        count = capacity = 0;
+    }
+}
