@@ -95,10 +95,15 @@ def total_steps(run: RunDirectory) -> int | None:
     return None
 
 
-def follow(run: RunDirectory, scheduler: Scheduler, console: Console) -> RunView:
-    """Print news until every job of the run is over; the last look is returned."""
+def follow(
+    run: RunDirectory, scheduler: Scheduler, console: Console, every_s: float | None = None
+) -> RunView:
+    """Print news until every job of the run is over; the last look is returned.
+
+    `every_s` between looks: half a second on this machine, ten seconds where a controller is asked.
+    """
     follower = Follower(run, console)
-    every = 0.5 if scheduler.name == "local" else 10.0
+    every = every_s or (0.5 if scheduler.name == "local" else 10.0)
     stranded_since: float | None = None
     with _live(follower, console):
         while True:

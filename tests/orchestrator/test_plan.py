@@ -1,0 +1,224 @@
+"""The plan: pure, complete, and strict about numbers that contradict each other."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import load
+from orchestrator.errors import PlanError
+from orchestrator.plan import Context, Plan, environment_file, make_plan
+
+RUN = Path("/runs/20261121_101500_abc123")
+CONTEXT = Context(run_dir=RUN, code=RUN / "code", python="/venv/bin/python", environ={"PATH": "/bin"})
+
+
+def plan(*assignments: str, config: str = "production", mode: str = "run") -> Plan:
+    context = Context(CONTEXT.run_dir, CONTEXT.code, CONTEXT.python, mode=mode, environ=CONTEXT.environ)
+    return make_plan(load(config, assignments).config, context)
+
+
+def headers(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_the_training_job_goes_first_and_is_held() -> None:
+    training, runtime = plan().jobs
+    assert (training.role, training.held, training.after) == ("training", True, None)
+    assert (runtime.role, runtime.held, runtime.after) == ("runtime", False, None)
+
+
+def test_with_a_plain_dependency_the_runtime_job_goes_first() -> None:
+    runtime, training = plan("scheduler.start_policy=after").jobs
+    assert runtime.role == "runtime"
+    assert (training.held, training.after) == (False, "runtime")
+
+
+@pytest.mark.parametrize(("mode", "role"), [("runtime-only", "runtime"), ("runtime-url", "training")])
+def test_one_job_alone_waits_for_nobody(mode: str, role: str) -> None:
+    (job,) = plan(mode=mode).jobs
+    assert (job.role, job.held, job.after) == (role, False, None)
+
+
+def test_the_script_for_slurm_says_everything() -> None:
+    job = plan(
+        "training.partition=gpu",
+        "training.gpu_type=a100",
+        "scheduler.account=lab",
+        "scheduler.extra_args=[--exclusive]",
+    ).job("training")
+    lines = headers(job.script)
+    assert lines == job.args
+    for expected in (
+        "--job-name=production-training",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=64",
+        "--mem=524288M",
+        "--time=1-12:00:00",
+        "--partition=gpu",
+        "--gres=gpu:a100:8",
+        "--account=lab",
+        "--signal=B:USR1@300",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={RUN}/training_%j.out",
+        "--export=NONE",
+        "--exclusive",
+    ):
+        assert expected in lines
+    assert job.script.startswith("#!/bin/bash\n#SBATCH ")
+    assert job.script.splitlines()[-1] == f"exec bash {RUN}/code/jobs/training.sh {RUN}"
+
+
+def test_the_runtime_job_asks_for_no_gpu() -> None:
+    job = plan("training.gpu_type=a100").job("runtime")
+    assert not any("gpu" in line or "gres" in line for line in headers(job.script))
+
+
+def test_a_token_finds_the_job_again() -> None:
+    tokens = {job.token for job in plan().jobs}
+    assert tokens == {f"{RUN.name}.training", f"{RUN.name}.runtime"}
+    assert any("token=" in line for line in headers(plan().jobs[0].script))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("requeue", "--requeue"), ("stop", "--no-requeue"), ("array", "--array=1-11%1")]
+)
+def test_what_happens_at_the_walltime(policy: str, expected: str) -> None:
+    assert expected in plan(f"scheduler.on_timeout={policy}").job("training").args
+
+
+def test_a_local_script_reads_as_prose() -> None:
+    job = plan(config="local").job("training")
+    assert "#SBATCH" not in job.script and job.args == []
+    assert "2 CPUs, 10240 MiB, 0 GPUs, at most 00:30:00" in job.script
+
+
+def test_scripts_are_bash_even_in_an_odd_directory() -> None:
+    run = Path("/runs/it's $(here)/x")
+    made = make_plan(load("local").config, Context(run, run / "code", "python"))
+    for job in made.jobs:
+        subprocess.run(["bash", "-n"], input=job.script, text=True, check=True, timeout=20)
+        assert shlex.split(job.script.splitlines()[-1])[2:] == [f"{run}/code/jobs/{job.role}.sh", str(run)]
+
+
+def test_effective_gpus() -> None:
+    made = plan()
+    assert (made.gpus, made.copies, made.episodes_per_step) == (16, 8, 512)
+    assert (plan(config="local").gpus, plan(config="local").copies) == (0, 1)
+    assert plan(mode="runtime-only").gpus == 0
+
+
+def test_the_jobs_get_their_settings() -> None:
+    settings = plan("runtime.ready_timeout=7m", "runtime.drain_timeout=40").settings
+    assert (settings.ready_timeout, settings.stop_timeout, settings.max_restarts) == (420, 45, 10)
+
+
+def test_a_plan_is_the_same_twice_and_json() -> None:
+    assert plan() == plan()
+    json.dumps(plan().as_dict())
+
+
+# --- contradictions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assignments", "says"),
+    [
+        (["rollout.tensor_parallel_size=3"], "set it to 1 or 2 or 4 or 8"),
+        (
+            ["training.gpus_per_node=0", "rollout.kv_cache_bytes=null"],
+            "set rollout.kv_cache_bytes=1073741824",
+        ),
+        (["trainer.sequence_parallel_size=3"], "does not divide the 16 GPUs of the training job"),
+        (["rollout.max_tokens_per_turn=99999"], "set rollout.max_tokens_per_turn=24576 or less"),
+        (["trainer.micro_batch_tokens=1000"], "set trainer.micro_batch_tokens=32768 or more"),
+        (["trainer.minibatches=1000"], "set trainer.minibatches=512 or less"),
+        (
+            ["rollout.prompts_per_step=4", "rollout.rollouts_per_prompt=1"],
+            "leave some of 16 training replicas without work: set rollout.rollouts_per_prompt=4 or more",
+        ),
+        (["rollout.turn_timeout=2h"], "set rollout.turn_timeout=3600 or less"),
+        (["runtime.time_limit=200", "runtime.ready_timeout=60"], "scheduler.signal=USR1@50"),
+        (["runtime.ready_timeout=3-00:00:00"], "set runtime.ready_timeout lower"),
+        (["runtime.sandbox.memory=1T"], "set runtime.sandbox.memory="),
+        (["runtime.sandbox.cpus=65"], "set runtime.sandbox.cpus=64 or less"),
+        (["scheduler.kind=local"], "training.nodes=2, but the local scheduler is one machine"),
+        (
+            ["scheduler.kind=local", "training.nodes=1", "scheduler.on_timeout=array"],
+            "set scheduler.on_timeout=",
+        ),
+        (["training.gpus_per_node=0", "training.gpu_type=a100"], "set training.gpus_per_node=1"),
+    ],
+)
+def test_contradictions_are_refused_and_the_fix_is_named(assignments: list[str], says: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan(*assignments)
+    assert any(says in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_contradictions_at_once() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan("rollout.tensor_parallel_size=3", "trainer.minibatches=1000")
+    assert len(caught.value.problems) >= 2
+
+
+@pytest.mark.parametrize("config", ["local", "dev", "production"])
+def test_the_configurations_of_the_project_give_no_warning(config: str) -> None:
+    assert plan(config=config).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("rollout.max_parallel_episodes=999", "999 episodes at once share 256 sandboxes"),
+        ("runtime.max_parallel_sandboxes=9999", "of the runtime job's"),
+        ("runtime.time_limit=1h", "before the training job's 1-12:00:00"),
+        ("runtime.drain_timeout=90", "KillWait"),
+    ],
+)
+def test_worries_are_told(assignment: str, says: str) -> None:
+    assert any(says in warning for warning in plan(assignment).warnings)
+
+
+# --- the environment of the jobs ---------------------------------------------------------------------
+
+
+def sourced(text: str, as_name: str, variable: str, tmp_path: Path) -> str:
+    """What a stub of this name sees in a variable after it sourced env.sh."""
+    (tmp_path / "env.sh").write_text(text)
+    stub = tmp_path / as_name
+    stub.write_text(f'. {tmp_path}/env.sh\nprintf %s "${variable}"')
+    done = subprocess.run(["bash", str(stub)], capture_output=True, text=True, check=True, timeout=20, env={})
+    return done.stdout
+
+
+def test_env_file_survives_any_value(tmp_path: Path) -> None:
+    odd = "a'b\"c $(touch /tmp/x) `id` \\ \n é"
+    text = environment_file(load("local").config, CONTEXT, {"SECRET": odd})
+    assert sourced(text, "runtime.sh", "SECRET", tmp_path) == odd
+
+
+def test_each_job_has_its_own_interpreter_and_set_up(tmp_path: Path) -> None:
+    config = load(
+        "local", ["training.python=/opt/python", "training.setup_commands=[export MODULE=cuda]"]
+    ).config
+    text = environment_file(config, CONTEXT, {})
+    assert sourced(text, "training.sh", "ORCHESTRATE_PYTHON", tmp_path) == "/opt/python"
+    assert sourced(text, "runtime.sh", "ORCHESTRATE_PYTHON", tmp_path) == "/venv/bin/python"
+    assert sourced(text, "training.sh", "MODULE", tmp_path) == "cuda"
+    assert sourced(text, "runtime.sh", "MODULE", tmp_path) == ""
+
+
+def test_the_snapshot_goes_before_the_own_path(tmp_path: Path) -> None:
+    config = load(
+        "local", ["environment.variables.PYTHONPATH=/mine", "environment.network_provider=tcp"]
+    ).config
+    text = environment_file(config, CONTEXT, {"A": "file"})
+    assert sourced(text, "runtime.sh", "PYTHONPATH", tmp_path) == f"{RUN}/code:/mine"
+    assert sourced(text, "runtime.sh", "FI_PROVIDER", tmp_path) == "tcp"
