@@ -96,7 +96,11 @@ def total_steps(run: RunDirectory) -> int | None:
 
 
 def follow(
-    run: RunDirectory, scheduler: Scheduler, console: Console, every_s: float | None = None
+    run: RunDirectory,
+    scheduler: Scheduler,
+    console: Console,
+    every_s: float | None = None,
+    stranded_s: float = STRANDED_S,
 ) -> RunView:
     """Print news until every job of the run is over; the last look is returned.
 
@@ -112,7 +116,7 @@ def follow(
             if look.is_over:
                 return look
             stranded_since = (stranded_since or time.monotonic()) if is_stranded(look) else None
-            if stranded_since is not None and time.monotonic() - stranded_since > STRANDED_S:
+            if stranded_since is not None and time.monotonic() - stranded_since > stranded_s:
                 console.print(
                     "  the runtime job is over and nobody will start the training job: cancelling it"
                 )
