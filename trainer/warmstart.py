@@ -43,7 +43,7 @@ def warm_start(model: nn.Module, steps: int, seed: int, tokenizer: Tokenizer) ->
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
-    return float(loss)
+    return float(loss.detach())
 
 
 def session(shell: Shell, draw: random.Random) -> list[int]:

@@ -26,13 +26,17 @@ def logprobs(model: nn.Module, prompt: list[int], ids: list[int], temperature: f
 
 
 def difference(
-    model: nn.Module, prompt: list[int], ids: list[int], engine: list[float], temperature: float
+    model: nn.Module,
+    prompt: list[int],
+    ids: list[int],
+    engine: list[float],
+    temperature: float,
+    exact: bool = True,
 ) -> float:
     """How far the engine's log-probabilities are from the module's, in nats.
 
-    The largest difference in float32. In half precision single tokens are noisy by themselves, so
-    there it is the mean, which still jumps when weights are stale.
+    The largest difference when the engine is `exact` (float32). In half precision single tokens are
+    noisy by themselves, so there it is the mean, which still jumps when weights are stale.
     """
     gap = (logprobs(model, prompt, ids, temperature) - torch.tensor(engine)).abs()
-    exact = next(model.parameters()).dtype is torch.float32
     return float(gap.max() if exact else gap.mean())

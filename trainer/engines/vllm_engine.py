@@ -22,7 +22,7 @@ import itertools
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -56,23 +56,31 @@ _names = itertools.count()
 
 
 class VllmEngine:
-    """See the module's docstring; implements `trainer.engines.Engine`."""
+    """See the module's docstring; implements `trainer.engines.Engine`. One at a time in a process."""
+
+    _open: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, arguments: dict[str, Any], temperature: float = 1.0) -> None:
         """Build the engine (seconds); `arguments` are vLLM's EngineArgs. Raises EngineError."""
+        if VllmEngine._open:
+            raise EngineError(
+                "this process has a vLLM engine already, and vLLM's groups are global; close it"
+            )
         self.version = 0
         self.timings: dict[str, float] = {}
         self._model, self._temperature = model, temperature
-        self._source = f"policy-{next(_names)}"
-        weights.publish(self._source, lambda: weights.named_tensors(model))
+        self._exact = arguments.get("dtype") == "float32"
+        self.source = f"policy-{next(_names)}"
+        weights.publish(self.source, lambda: weights.named_tensors(model))
         start = time.perf_counter()
         try:
             llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except (ValueError, RuntimeError, OSError) as error:
-            weights.withdraw(self._source)
+            weights.withdraw(self.source)
             raise EngineError(f"vLLM cannot be started with this configuration: {error}") from error
         self.timings["init_s"] = time.perf_counter() - start
         self._thread: EngineThread | None = EngineThread(llm)
+        VllmEngine._open = True
 
     @classmethod
     def over(cls, model: nn.Module, directory: Path, config: Config) -> Self:
@@ -103,7 +111,7 @@ class VllmEngine:
         """Difference in nats between engine and module on 16 fresh tokens (`reference.difference`)."""
         sampling = Sampling(PROBE_TOKENS, self._temperature, seed=self.version, ignore_eos=True)
         sample = await self.generate(prompt, sampling)
-        return difference(self._model, prompt, sample.ids, sample.logprobs, self._temperature)
+        return difference(self._model, prompt, sample.ids, sample.logprobs, self._temperature, self._exact)
 
     async def close(self) -> None:
         """Stop the thread, shut vLLM down, forget the source. May be called twice."""
@@ -111,11 +119,12 @@ class VllmEngine:
         if thread is None:
             return
         await asyncio.to_thread(thread.close)
-        weights.withdraw(self._source)
+        weights.withdraw(self.source)
         thread.llm.engine_core.shutdown()
         with contextlib.suppress(AttributeError):
             del thread.llm
         gc.collect()
+        VllmEngine._open = False
 
     def _alive(self) -> EngineThread:
         if self._thread is None:
@@ -140,7 +149,7 @@ class VllmEngine:
 
     def _update(self, llm: Any) -> None:
         llm.collective_rpc("start_weight_update")
-        llm.collective_rpc("update_weights", kwargs={"update_info": {"source": self._source}})
+        llm.collective_rpc("update_weights", kwargs={"update_info": {"source": self.source}})
         llm.collective_rpc("finish_weight_update")
 
 
