@@ -83,7 +83,7 @@ class Shell:
         newline = tokenizer.encode("\n")
         if len(newline) != 1:
             raise TaskError(f"the shell format needs a newline to be one token, here it is {newline}")
-        self.stop_token_ids = (newline[0],)
+        self.stop_token_ids: tuple[int, ...] = (newline[0],)
 
     def prompt(self, text: str) -> list[int]:
         return self._tokenizer.encode(text if text.endswith(self.PROMPT) else f"{text}\n{self.PROMPT}")
