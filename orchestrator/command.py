@@ -113,13 +113,15 @@ class Command:
             os.kill(self.pid, number)
 
     def end(self, stop_timeout_s: float) -> int:
-        """TERM, KILL after the timeout, then everything that is still below us. Returns the exit code."""
+        """TERM, KILL after the timeout; then everything that is still below us, which gets what is left
+        of the timeout: the scheduler's own patience ends soon after. Returns the exit code."""
+        deadline = time.monotonic() + stop_timeout_s
         self.send(signal.SIGTERM)
         if self._wait(stop_timeout_s) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         code = self._wait(_LEFTOVERS_GRACE_S)
-        end_descendants(_LEFTOVERS_GRACE_S)
+        end_descendants(min(max(0.0, deadline - time.monotonic()), _LEFTOVERS_GRACE_S))
         return -signal.SIGKILL if code is None else code
 
     def _wait(self, seconds: float) -> int | None:

@@ -19,7 +19,7 @@ from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.peer import Peer, TrainingWatch, Watcher, runtime_health
 
-_BOOT_LOOK_S, _LOOK_S = 0.1, 0.5
+_BOOT_LOOK_S = 0.1
 
 
 class RuntimeJob:
@@ -49,7 +49,7 @@ class RuntimeJob:
             return finish(self.attempt, ending)
         with contextlib.nullcontext() if self.alone else self.watcher:
             while (found := self.look(command)) is None:
-                self.inbox.wait(_LOOK_S if self.ready else _BOOT_LOOK_S)
+                self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
             self.attempt.status("draining", reason=found.reason)
         command.end(self.settings.stop_timeout)

@@ -38,8 +38,6 @@ from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_c
 from orchestrator.peer import Peer, RuntimeWatch, Watcher
 from orchestrator.schedulers import SchedulerError
 
-_LOOK_S = 0.5
-
 
 class _ToldToStop(Exception):
     """TERM arrived while we waited for the runtime."""
@@ -53,7 +51,7 @@ class TrainingJob:
         self.run, self.settings = attempt.run, attempt.settings
         peer = Peer(self.run, Role.RUNTIME, self.settings, attempt.scheduler)
         self.watch = RuntimeWatch(peer, attempt.manifest.mode)
-        self.watcher = Watcher(self.watch.probe, min(2.0, self.settings.peer_grace / 4), inbox.wake)
+        self.watcher = Watcher(self.watch.probe, min(2.0, 4 * self.settings.look_every), inbox.wake)
         self.summary_before = read_bytes(self.run.summary)
         self.newest_before = newest_checkpoint(self.run)
         self.warned = False
@@ -77,7 +75,7 @@ class TrainingJob:
         self.attempt.status("running")
         with self.watcher:
             while (cause := self.look(command)) is None:
-                self.inbox.wait(_LOOK_S)
+                self.inbox.wait(self.settings.look_every)
         code = self.stop(command, cause)
         ending = self.judge(cause, code)
         if ending.outcome == Outcome.REQUEUED:
@@ -94,7 +92,7 @@ class TrainingJob:
                 "a runtime that answers",
                 self.settings.ready_timeout,
                 self.watch.gone,
-                longest_s=0.5,
+                longest_s=self.settings.look_every,
                 alive_every_s=0.5,
             )
         except PeerGone as error:

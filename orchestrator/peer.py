@@ -85,17 +85,17 @@ def _judge(url: str, code: int, body: bytes) -> Health:
     return Health("" if status == "ok" else f"{url} is {status}", run_id, nonce)
 
 
-def runtime_health(run: RunDirectory, mode: str) -> Health:
+def runtime_health(run: RunDirectory, mode: str, timeout_s: float = HEALTH_TIMEOUT_S) -> Health:
     """The health of this run's present server: the files say where, `/health` says whether it is the one."""
     url, key = run.read_text(run.runtime_url), run.read_text(run.runtime_api_key)
     if mode == "runtime-url":
-        return ask_health(url, key) if url else Health("the run has no runtime_url.txt")
+        return ask_health(url, key, timeout_s) if url else Health("the run has no runtime_url.txt")
     flag = run.read(run.ready_flag, ReadyFlag)
     if flag is None or flag.run_id != run.run_id:
         return Health("the runtime has not said that it is ready")
     if flag.attempt < run.latest_attempt(Role.RUNTIME):
         return Health("the runtime is starting again")
-    health = ask_health(flag.url, key)
+    health = ask_health(flag.url, key, timeout_s)
     if not health.problem and (health.run_id, health.nonce) != (run.run_id, flag.nonce):
         return Health(f"another server answers at {flag.url}")
     return health
@@ -166,11 +166,13 @@ class RuntimeWatch:
     def __init__(self, peer: Peer, mode: str) -> None:
         self.peer, self.mode = peer, mode
         self.last = Health("the runtime was not asked yet")
+        # within the grace there is time for three questions: one lost packet must not end a run
+        self.timeout_s = min(HEALTH_TIMEOUT_S, peer.settings.peer_grace / 3)
         self._lost_since: float | None = None
 
     def ready(self) -> bool | None:
         """True once the server answers as the one of this run; for `wait_for`."""
-        self.last = runtime_health(self.peer.run, self.mode)
+        self.last = runtime_health(self.peer.run, self.mode, self.timeout_s)
         return None if self.last.problem else True
 
     def gone(self) -> str | None:
@@ -184,14 +186,14 @@ class RuntimeWatch:
         return None
 
     def probe(self) -> str | None:
-        now = time.monotonic()
+        asked = time.monotonic()
         if self.ready():
             self._lost_since = None
         elif self._lost_since is None:
-            self._lost_since = now
+            self._lost_since = asked
         if (why := self.gone()) is not None or self._lost_since is None:
             return why
-        lost = now - self._lost_since
+        lost = time.monotonic() - self._lost_since
         grace = self.peer.settings.peer_grace
         return f"no runtime for {lost:.0f} s: {self.last.problem}" if lost >= grace else None
 

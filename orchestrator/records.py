@@ -203,6 +203,7 @@ class Settings(Record):
     training_command: list[str] = field(default_factory=list)
     checkpoint_signal: str = "USR1"  # how the trainer is told that the walltime is near
     heartbeat_every: float = 10.0
+    look_every: float = 0.5  # between looks at the run directory
     query_every: float = 0.0  # between questions to the scheduler; 0: 1 s for local, else 15 s
 
 

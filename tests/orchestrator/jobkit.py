@@ -130,9 +130,12 @@ class Pair(Bench):
         self.run = RunDirectory.create(root)
         self.held = settings.get("start_policy", "release-on-ready") == "release-on-ready"
         server = settings.pop("server", [])
-        defaults = Settings(ready_timeout=8, peer_grace=1, stop_timeout=2, heartbeat_every=0.2)
+        defaults = Settings(
+            ready_timeout=8, peer_grace=1, stop_timeout=2, heartbeat_every=0.2, query_every=0.1
+        )
         chosen = dataclasses.replace(
             defaults,
+            look_every=0.05,
             runtime_command=[sys.executable, str(SERVER), *server],
             training_command=trainer,
             **settings,
@@ -181,16 +184,14 @@ class Pair(Bench):
         self.run.publish(self.run.manifest, self.manifest)
         return job_id
 
-    def launch(
-        self, *, training: dict[str, Any] | None = None, runtime: dict[str, Any] | None = None
-    ) -> None:
+    def launch(self, **training: Any) -> None:
         """Submit both, in the launcher's order: whoever is named by the other goes first."""
         if self.held:
-            self.start(Role.TRAINING, held=True, **(training or {}))
-            self.start(Role.RUNTIME, **(runtime or {}))
+            self.start(Role.TRAINING, held=True, **training)
+            self.start(Role.RUNTIME)
         else:
-            self.start(Role.RUNTIME, **(runtime or {}))
-            self.start(Role.TRAINING, after=self.ids[Role.RUNTIME], **(training or {}))
+            self.start(Role.RUNTIME)
+            self.start(Role.TRAINING, after=self.ids[Role.RUNTIME], **training)
 
     # --- what the run says ---
 

@@ -1,0 +1,392 @@
+"""The two-way lifetime contract, with real jobs: success, failure, cancel, walltime, and a kill of each part.
+
+After every end nothing of the run lives and the run directory says what happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobkit import Pair, until
+
+from orchestrator.contract import Outcome, Role
+from orchestrator.schedulers import JobState
+
+TRAINING, RUNTIME = Role.TRAINING, Role.RUNTIME
+
+TRAIN = """
+import json, os, pathlib, signal, subprocess, sys, time
+run = pathlib.Path(os.environ["ORCHESTRATE_RUN_DIR"])
+def metrics(reason="", **numbers):
+    (run / "training" / "summary.json").write_text(json.dumps({"metrics": numbers, "reason": reason}))
+def up():
+    subprocess.run(["setsid", "--fork", "sleep", "1000"])
+    (run / "training" / "up").write_text(str(os.getpid()))
+"""
+HANG = "up()\ntime.sleep(1000)"
+
+
+def program(body: str) -> list[str]:
+    return [sys.executable, "-c", TRAIN + body]
+
+
+Make = Callable[..., Pair]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    pairs: list[Pair] = []
+
+    def made(body: str = HANG, **options: Any) -> Pair:
+        pairs.append(Pair(tmp_path, trainer=program(body), **options))
+        return pairs[-1]
+
+    yield made
+    for pair in pairs:
+        pair.clean()
+
+
+def training_up(pair: Pair) -> None:
+    up = pair.run.training / "up"
+    until(lambda: up.exists() and up.read_text(), f"the trainer\n{pair.logs()}")
+
+
+def events(pair: Pair) -> list[str]:
+    return [event.what for event in pair.run.timeline()]
+
+
+# --- ends that are meant -----------------------------------------------------------------------------
+
+
+def test_success_releases_on_ready_and_ends_both(make: Make) -> None:
+    pair = make("metrics('all steps done', success_rate=0.9, bad=float('inf'), word='x')")
+    pair.launch()
+    assert pair.info(pair.ids[TRAINING]).state in (JobState.HELD, JobState.PENDING, JobState.RUNNING)
+    pair.all_over()
+    result, complete = pair.result(), pair.complete()
+    assert result is not None and complete is not None, pair.logs()
+    assert (result.outcome, result.exit_code, result.reason) == (Outcome.SUCCESS, 0, "all steps done")
+    assert result.metrics == {"success_rate": 0.9}
+    assert complete.outcome == Outcome.SUCCESS
+    for role in (RUNTIME, TRAINING):
+        status = pair.status(role)
+        assert status is not None
+        assert (status.phase, status.outcome) == ("ended", Outcome.SUCCESS)
+        assert pair.info(pair.ids[role]).exit_code == 0
+    order = events(pair)
+    assert order.index("runtime.ready") < order.index("runtime.released") < order.index("training.running")
+
+
+def test_plain_dependency_works_too(make: Make) -> None:
+    pair = make("metrics(x=1)", start_policy="after")
+    pair.launch()
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.SUCCESS, pair.logs()
+    assert "runtime.released" not in events(pair)
+
+
+def test_the_trainer_gets_address_and_key_file_but_no_key(make: Make) -> None:
+    pair = make("(run / 'training' / 'seen').write_text(json.dumps(dict(os.environ)))")
+    pair.launch()
+    pair.all_over()
+    seen = json.loads((pair.run.training / "seen").read_text())
+    url, key = pair.run.read_text(pair.run.runtime_url), pair.run.read_text(pair.run.runtime_api_key)
+    names = ("ORCHESTRATE_RUNTIME_URL", "RUNTIME_URL", "SANDBOX_REMOTE_RUNTIME_API_URL")
+    assert {seen[name] for name in names} == {url}
+    assert seen["RUNTIME_API_KEY_FILE"] == str(pair.run.runtime_api_key)
+    assert key not in json.dumps(seen)
+    assert key not in pair.logs()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        ("metrics('loss is nan', step=3); sys.exit(70)", 70, "exited with code 70: loss is nan"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 70, "was killed by SIGKILL"),
+        ("raise SystemExit", 0, "finished"),
+    ],
+    ids=["exit 70", "killed", "exit 0"],
+)
+def test_success_is_exit_code_zero_and_nothing_else(make: Make, body: str, code: int, reason: str) -> None:
+    pair = make(body)
+    pair.launch()
+    pair.all_over()
+    result = pair.result()
+    assert result is not None, pair.logs()
+    assert result.outcome == (Outcome.FAILED if code else Outcome.SUCCESS)
+    assert result.exit_code == code
+    assert reason in result.reason
+    status = pair.status(RUNTIME)
+    assert status is not None and status.outcome == Outcome.SUCCESS
+
+
+@pytest.mark.parametrize("who", [(TRAINING,), (RUNTIME,), (RUNTIME, TRAINING)], ids=str)
+def test_cancel_of_either_job_ends_both(make: Make, who: tuple[Role, ...]) -> None:
+    pair = make()
+    pair.launch()
+    training_up(pair)
+    pair.scheduler.cancel([pair.ids[role] for role in who])
+    pair.all_over()
+    result = pair.result()
+    assert result is not None, pair.logs()
+    if TRAINING in who:
+        assert (result.outcome, "SIGTERM" in result.reason) == (Outcome.CANCELLED, True)
+    else:
+        assert (result.outcome, result.exit_code) == (Outcome.PEER_GONE, 69)
+        assert "the runtime ended (cancelled" in result.reason
+
+
+def test_cancelling_the_held_training_job_ends_the_runtime(make: Make) -> None:
+    pair = make(server=["never-ready"])
+    pair.launch()
+    pair.phase(RUNTIME, "starting")
+    pair.scheduler.cancel([pair.ids[TRAINING]])
+    pair.all_over()
+    status = pair.status(RUNTIME)
+    assert status is not None and status.outcome == Outcome.PEER_GONE
+    assert "cancelled while pending" in status.reason
+
+
+def test_runtime_only_serves_until_it_is_cancelled(make: Make) -> None:
+    pair = make(mode="runtime-only")
+    pair.start(RUNTIME)
+    pair.phase(RUNTIME, "running")
+    pair.scheduler.cancel([pair.ids[RUNTIME]])
+    pair.all_over()
+    status = pair.status(RUNTIME)
+    assert status is not None and status.outcome == Outcome.CANCELLED
+
+
+# --- the runtime fails -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["die-before", "never-ready"])
+def test_a_server_that_never_serves_cancels_the_held_training_job(make: Make, server: str) -> None:
+    pair = make(server=[server], ready_timeout=0.7)
+    pair.launch()
+    pair.all_over()
+    assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
+    status = pair.status(RUNTIME)
+    assert status is not None and status.outcome == Outcome.FAILED
+    words = "exited with code 3 before it was ready" if server == "die-before" else "not ready within 0.7 s"
+    assert words in status.reason
+    assert pair.info(pair.ids[RUNTIME]).exit_code not in (0, None)
+    assert pair.result() is None
+
+
+def test_training_started_by_dependency_gives_up_when_the_runtime_is_already_gone(make: Make) -> None:
+    """The dependency is met by a runtime that was cancelled while pending: it proves nothing."""
+    pair = make(start_policy="after")
+    pair.start(RUNTIME, held=True)
+    pair.start(TRAINING, after=pair.ids[RUNTIME])
+    pair.scheduler.cancel([pair.ids[RUNTIME]])
+    pair.all_over()
+    result = pair.result()
+    assert result is not None, pair.logs()
+    assert (result.outcome, result.exit_code) == (Outcome.PEER_GONE, 69)
+    assert "is over (cancelled while pending)" in result.reason
+    assert pair.info(pair.ids[TRAINING]).exit_code == 69
+
+
+def test_training_waits_no_longer_than_the_ready_timeout(make: Make) -> None:
+    pair = make(start_policy="after", server=["never-ready"], ready_timeout=0.7)
+    pair.start(RUNTIME)
+    pair.start(TRAINING)
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.PEER_GONE, pair.logs()
+
+
+def test_a_hanging_server_is_lost_after_the_grace(make: Make) -> None:
+    pair = make(peer_grace=0.6)
+    pair.launch()
+    training_up(pair)
+    server = pair.pid_of("runtime command")
+    os.kill(server, signal.SIGSTOP)
+    pair.ended(pair.ids[TRAINING])
+    os.kill(server, signal.SIGCONT)
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.PEER_GONE, pair.logs()
+    assert "no runtime for" in result.reason
+
+
+def test_an_existing_server_is_used_and_left_alone(make: Make) -> None:
+    owner = make(mode="runtime-only")
+    owner.start(RUNTIME)
+    owner.phase(RUNTIME, "running")
+    pair = make("metrics(x=1)", mode="runtime-url")
+    for path in ("runtime_url", "runtime_api_key"):
+        text = owner.run.read_text(getattr(owner.run, path))
+        pair.run.publish(getattr(pair.run, path), text, 0o600)
+    pair.start(TRAINING)
+    pair.ended(pair.ids[TRAINING])
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.SUCCESS, pair.logs()
+    assert owner.info(owner.ids[RUNTIME]).state == JobState.RUNNING
+
+
+@pytest.mark.parametrize("wrong", ["key", "address"])
+def test_an_existing_server_that_cannot_be_used(make: Make, wrong: str) -> None:
+    owner = make(mode="runtime-only")
+    owner.start(RUNTIME)
+    owner.phase(RUNTIME, "running")
+    pair = make("metrics(x=1)", mode="runtime-url", ready_timeout=0.5)
+    url = owner.run.read_text(owner.run.runtime_url) if wrong == "key" else "http://127.0.0.1:9"
+    pair.run.publish(pair.run.runtime_url, url)
+    pair.run.publish(pair.run.runtime_api_key, "not the key", 0o600)
+    pair.start(TRAINING)
+    pair.ended(pair.ids[TRAINING])
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.PEER_GONE, pair.logs()
+    assert ("refused the API key" if wrong == "key" else "does not answer") in result.reason
+
+
+# --- walltime and requeue ----------------------------------------------------------------------------
+
+REQUEUE = """
+first = os.environ["ORCHESTRATE_RESTARTS"] == "0"
+if not first:
+    metrics("went on", step=2)
+    sys.exit(0)
+def checkpoint(*_):
+    (run / "training" / "checkpoints" / "step-1").mkdir(parents=True)
+    sys.exit(85)
+signal.signal(signal.SIGUSR1, checkpoint)
+up()
+time.sleep(1000)
+"""
+
+
+def test_walltime_checkpoint_requeue_and_on(make: Make) -> None:
+    pair = make(REQUEUE)
+    pair.launch(time_limit_s=8, signal="USR1@7")
+    pair.all_over(20)
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.SUCCESS, pair.logs()
+    assert (result.attempt, result.reason, result.metrics) == (2, "went on", {"step": 2.0})
+    outcomes = [e.data.get("outcome") for e in pair.run.timeline() if e.what == "training.ended"]
+    assert outcomes == [Outcome.REQUEUED, Outcome.SUCCESS]
+    assert pair.run.latest_attempt(RUNTIME) == 1
+    assert pair.record(pair.ids[TRAINING]).restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "job", "words"),
+    [
+        ({"max_restarts": 1}, {}, "requeued 1 times"),
+        ({"on_timeout": "stop"}, {}, "on_timeout is stop"),
+        ({}, {"requeue": False}, "refused to requeue"),
+    ],
+    ids=["cap", "stop", "refused"],
+)
+def test_requeue_has_limits(make: Make, settings: dict[str, Any], job: dict[str, Any], words: str) -> None:
+    pair = make("sys.exit(85)", **settings)
+    pair.launch(**job)
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.TIMEOUT, pair.logs()
+    assert words in result.reason
+
+
+def test_requeue_needs_progress(make: Make) -> None:
+    pair = make("(run / 'training/checkpoints/step-7').mkdir(parents=True, exist_ok=True); sys.exit(85)")
+    pair.launch()
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.TIMEOUT, pair.logs()
+    assert (result.attempt, "no progress: step-7" in result.reason) == (2, True)
+
+
+def test_walltime_without_a_checkpoint_is_a_timeout(make: Make) -> None:
+    pair = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + HANG, stop_timeout=0.5)
+    pair.launch(time_limit_s=2, signal="USR1@1")
+    pair.all_over(15)
+    result = pair.result()
+    assert result is not None and result.outcome == Outcome.TIMEOUT, pair.logs()
+    assert pair.info(pair.ids[TRAINING]).raw == "TIMEOUT"
+
+
+# --- kill -9 of each part ----------------------------------------------------------------------------
+
+PARTS = ["supervisor", "keeper", "stub", "wrapper", "command"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_kill_of_a_part_of_the_training_job(make: Make, part: str) -> None:
+    pair = make()
+    pair.launch()
+    training_up(pair)
+    os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
+    pair.all_over()
+    result, complete = pair.result(), pair.complete()
+    assert result is not None and complete is not None, pair.logs()
+    assert result.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
+    assert "SIGKILL" in result.reason or "SIGTERM" in result.reason
+    status = pair.status(RUNTIME)
+    assert status is not None and status.outcome == Outcome.SUCCESS, status
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_kill_of_a_part_of_the_runtime_job(make: Make, part: str) -> None:
+    pair = make()
+    pair.launch()
+    training_up(pair)
+    os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
+    pair.all_over()
+    status, result = pair.status(RUNTIME), pair.result()
+    assert status is not None and result is not None, pair.logs()
+    assert status.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
+    assert result.outcome == Outcome.PEER_GONE
+    assert f"the runtime ended ({status.outcome}" in result.reason
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_kill_of_a_part_of_the_runtime_job_before_it_is_ready(make: Make, part: str) -> None:
+    pair = make(server=["never-ready"])
+    pair.launch()
+    pair.phase(RUNTIME, "starting")
+    os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
+    pair.all_over()
+    status = pair.status(RUNTIME)
+    assert status is not None and status.phase == "ended", pair.logs()
+    assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
+
+
+@pytest.mark.parametrize("part", ["stub", "wrapper"])
+def test_kill_of_a_part_of_the_training_job_while_it_waits(make: Make, part: str) -> None:
+    pair = make(start_policy="after", server=["never-ready"])
+    pair.launch()
+    pair.phase(TRAINING, "waiting")
+    os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
+    pair.all_over()
+    result = pair.result()
+    assert result is not None and result.outcome in (Outcome.FAILED, Outcome.CANCELLED), pair.logs()
+
+
+def test_kill_of_all_of_the_training_job_at_once(make: Make) -> None:
+    """As when a node dies: nobody is left to write anything. Scheduler and heartbeat tell the runtime."""
+    pair = make()
+    pair.launch()
+    training_up(pair)
+    for part in PARTS:
+        os.kill(pair.pid_of(f"training {part}"), signal.SIGSTOP)
+    for pid in [pair.pid_of(f"training {part}") for part in PARTS]:
+        os.kill(pid, signal.SIGKILL)
+    helper = [pid for pid in pair.processes() if "sleep" in Path(f"/proc/{pid}/cmdline").read_text()]
+    status = pair.phase(RUNTIME, "ended")
+    assert status.outcome == Outcome.PEER_GONE
+    assert "the training left no result: its job" in status.reason
+    assert pair.info(pair.ids[TRAINING]).state == JobState.GONE
+    for pid in helper:  # a daemon of the dead trainer: with all its keepers gone, only a reboot would end it
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+    pair.nothing_left()
