@@ -62,7 +62,8 @@ def _store() -> Path:
     return cache / "orchestrate-rl" / "agent"
 
 
-def _compilers(arch: str) -> Iterator[list[str]]:
+def compilers(arch: str) -> Iterator[list[str]]:
+    """Command lines that may compile C for `arch` here, best first."""
     if importlib.util.find_spec("ziglang"):
         yield [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl"]
     if arch == host_arch():
@@ -85,7 +86,7 @@ def build(arch: str, store: Path) -> Path:
     tried: list[str] = []
     with tempfile.TemporaryDirectory(dir=store) as scratch:
         output = Path(scratch, "agent")
-        for command in _compilers(arch):
+        for command in compilers(arch):
             if not (said := _compile(command, output)):
                 output.chmod(0o755)
                 (store / f"agent-{arch}.sha256").write_text(source_hash() + "\n")
@@ -123,7 +124,7 @@ def agent_binary(arch: str | None = None) -> Path:
 
 
 def main(arches: list[str]) -> int:
-    for arch in arches or [one for one in ARCHES if any(True for _ in _compilers(one))]:
+    for arch in arches or [one for one in ARCHES if any(True for _ in compilers(one))]:
         binary = agent_binary(arch)
         print(f"{binary} {binary.stat().st_size} bytes")
     return 0
