@@ -143,8 +143,10 @@ def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
 
 def _afterwards(run: RunDirectory) -> list[str]:
     where = shlex.quote(view.short_path(run.root))
-    board = shlex.quote(view.short_path(run.tensorboard))
-    return [f"orchestrate status {where}", f"orchestrate logs {where}", f"tensorboard --logdir {board}"]
+    commands = [f"orchestrate status {where}", f"orchestrate logs {where}"]
+    if run.tensorboard.is_dir():
+        commands.append(f"tensorboard --logdir {shlex.quote(view.short_path(run.tensorboard))}")
+    return commands
 
 
 def _interrupted(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:

@@ -65,7 +65,8 @@ class Follower:
                     Text.assemble(f"{job.role} ", view.styled(job.outcome), attempt, why),
                 )
             else:
-                yield f"{told} {job.attempt}", Text(f"{told}{attempt}", "dim")
+                why = f": {view.clean(job.reason)}" if job.is_over and job.reason else ""
+                yield f"{told} {job.attempt}", Text(f"{told}{attempt}{why}", "dim")
 
     def _say(self, text: Text) -> None:
         elapsed = clock(int(time.monotonic() - self._start)).removeprefix("00:")
@@ -165,6 +166,7 @@ def _log_ends(run: RunDirectory, console: Console, count: int = 12) -> None:
         if log.stream == "err" and text:
             console.print(Text(f"\n  end of {view.short_path(log.path)}", "dim"))
             console.print(Text("\n".join(f"  │ {view.clean(line)}" for line in text[-count:])))
+            console.print()
 
 
 def as_json(look: RunView) -> str:

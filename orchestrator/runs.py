@@ -165,7 +165,7 @@ def view(run: RunDirectory, scheduler: Scheduler | None) -> RunView:
     manifest = manifest_of(run)
     ids = job_ids(manifest, scheduler)
     infos = _query(scheduler, [job_id for job_id in ids.values() if job_id])
-    jobs = [_job_view(run, role, job_id, infos.get(job_id)) for role, job_id in ids.items()]
+    jobs = [_job_view(run, role, ids[role], infos.get(ids[role])) for role in sorted(ids)]
     result = run.read(run.result, Result)
     state, reason, exit_code = _judge(run, manifest, jobs, result)
     rows = read_json_lines(run.metrics)
@@ -251,9 +251,10 @@ def _ended_without_result(
     """Every job is over and nobody wrote a result: say what is known, never guess a success."""
     if any(event.what == "launcher.cancel" for event in run.timeline()):
         return Outcome.CANCELLED, "cancelled on request", 128 + 15
-    last = jobs[-1] if manifest.mode != "run" else next(j for j in jobs if j.role == Role.TRAINING)
-    if last.outcome:
-        return last.outcome, last.reason, last.exit_code
+    # the training job's word counts first; one that never began left none, and the runtime's stands
+    for job in sorted(jobs, key=lambda job: job.role == Role.RUNTIME):
+        if job.outcome and (job.outcome != Outcome.SUCCESS or manifest.mode == "runtime-only"):
+            return job.outcome, f"{job.role}: {job.reason}", job.exit_code
     told = [f"{j.role}: {j.reason or j.phase or j.state}" for j in jobs]
     code = next((j.exit_code for j in jobs if j.exit_code), None)
     return Outcome.FAILED, "the jobs ended without a result (" + "; ".join(told) + ")", code
@@ -302,7 +303,9 @@ def cancel(
     _note(run, ids)
     scheduler.cancel(ids)
     try:
-        after = wait_for(lambda: _over(run, scheduler, watch), "the end of every job", timeout_s, first_s=0.1)
+        after = wait_for(
+            lambda: _over(run, scheduler, watch), "the end of every job", timeout_s, longest_s=0.5
+        )
     except WaitTimeout as error:
         left = ", ".join(
             f"{j.role} {j.job_id} ({j.state})" for j in view(run, scheduler).jobs if not j.is_over

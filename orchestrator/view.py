@@ -180,7 +180,7 @@ def job(look: JobView) -> Text:
 
 def status(look: RunView, total: int | None) -> Text:
     """One run at one moment, about ten lines."""
-    about = f"  {look.scheduler} · {look.name} · {age(look.created_at)} ago"
+    about = f"  config {Path(look.name).stem} · {look.scheduler} scheduler · {age(look.created_at)} ago"
     rows = [Text.assemble("  ", (look.run_id, "bold"), "  ", styled(look.state), (about, "dim"))]
     if look.reason:
         rows.append(row("reason", clean(look.reason)))

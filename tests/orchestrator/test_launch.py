@@ -330,7 +330,7 @@ def test_the_jobs_own_word_counts(launched: Launched, memory: MemoryScheduler) -
     memory.set("runtime", JobState.ENDED, 70)
     memory.set("training", JobState.ENDED, 69)
     look = runs.view(launched.run, memory)
-    assert (look.state, look.reason) == ("peer_gone", "the runtime never became ready")
+    assert (look.state, look.reason) == ("peer_gone", "training: the runtime never became ready")
 
 
 def test_a_step_done_again_counts_once() -> None:
@@ -381,7 +381,7 @@ def test_cancelling_never_overwrites_a_result(launched: Launched, memory: Memory
 
 def test_jobs_that_do_not_end_are_named(launched: Launched, memory: MemoryScheduler) -> None:
     memory.deaf = True
-    with pytest.raises(WaitTimeout, match=r"still training 101 \(held\), runtime 102"):
+    with pytest.raises(WaitTimeout, match=r"still runtime 102 \(pending\), training 101"):
         runs.cancel(launched.run, memory, 0.3)
     assert launched.run.read(launched.run.result, Result) is None
 
