@@ -58,6 +58,7 @@ class Follower:
         for job in look.jobs:
             told = f"{job.role} {job.phase or job.state}"
             attempt = f" (attempt {job.attempt})" if job.attempt > 1 else ""
+            key = f"{told}{attempt}"
             if job.outcome:
                 why = f": {view.clean(job.reason)}" if job.reason else ""
                 yield (
@@ -66,7 +67,7 @@ class Follower:
                 )
             else:
                 why = f": {view.clean(job.reason)}" if job.is_over and job.reason else ""
-                yield f"{told} {job.attempt}", Text(f"{told}{attempt}{why}", "dim")
+                yield key, Text(f"{told}{attempt}{why}", "dim")
 
     def _say(self, text: Text) -> None:
         elapsed = clock(int(time.monotonic() - self._start)).removeprefix("00:")

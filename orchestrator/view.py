@@ -170,7 +170,11 @@ def step_line(metrics: dict[str, Any], total: int | None) -> str:
 def job(look: JobView) -> Text:
     told = [look.phase and f"phase {look.phase}", look.attempt and f"attempt {look.attempt}", look.host]
     said = " · ".join(str(t) for t in told if t)
-    parts = [Text(f"job {look.job_id or '-':<10} "), styled(look.state), Text(f"  {said}", "dim")]
+    parts = [
+        Text(f"job {look.job_id or '-':<10} "),
+        Text(f"{look.state:<8}", STYLES.get(look.state, "")),
+        Text(said, "dim"),
+    ]
     if look.outcome:
         parts += [Text("  "), styled(look.outcome)]
     if look.reason:
@@ -185,7 +189,7 @@ def status(look: RunView, total: int | None) -> Text:
     if look.reason:
         rows.append(row("reason", clean(look.reason)))
     rows += [job(each) for each in look.jobs]
-    if look.url:
+    if look.url and not look.is_over:
         rows.append(row("server", clean(look.url)))
     if look.metrics:
         rows.append(row("training", step_line(look.metrics, total)))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = {"torch", "vllm", "transformers", "fastapi", "pydantic", "rich", "httpx", "yaml", "numpy"}
 
@@ -37,3 +41,18 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     )
     assert "Usage:" in done.stdout
     assert HEAVY & set(done.stderr.split()) == set()
+
+
+def test_an_installed_wheel_finds_its_data(tmp_path: Path) -> None:
+    """The layout of a wheel: the package with `data/` in it, and no checkout around it."""
+    shutil.copytree(
+        ROOT / "orchestrator", tmp_path / "orchestrator", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("config", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / "orchestrator" / "data" / name)
+    command = [sys.executable, "-P", "-m", "orchestrator", "launch", "-c", "local", "--dry-run"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert f"exec bash {tmp_path}/orchestrator/data/jobs/runtime.sh" in done.stdout
