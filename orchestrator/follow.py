@@ -61,10 +61,7 @@ class Follower:
             key = f"{told}{attempt}"
             if job.outcome:
                 why = f": {view.clean(job.reason)}" if job.reason else ""
-                yield (
-                    f"{told} {job.attempt}",
-                    Text.assemble(f"{job.role} ", view.styled(job.outcome), attempt, why),
-                )
+                yield key, Text.assemble(f"{job.role} ", view.styled(job.outcome), attempt, why)
             else:
                 why = f": {view.clean(job.reason)}" if job.is_over and job.reason else ""
                 yield key, Text(f"{told}{attempt}{why}", "dim")
