@@ -147,10 +147,13 @@ class Checkpoints:
         return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def prune(self) -> None:
-        """Remove all but the newest `keep`, and what a killed save left behind."""
-        newest = self.newest()
-        old = [path for path in self.all()[: -self.keep] if path != newest]
-        for path in [*old, *self.root.glob(f"{_SAVING}*")]:
+        """Remove all but `keep` up to the newest, and what a killed save left behind.
+
+        Later ones, of a line that was given up by going back, are nobody's but the user's to remove.
+        """
+        whole, newest = self.all(), self.newest()
+        line = whole[: whole.index(newest) + 1] if newest else []
+        for path in [*line[: -self.keep], *self.root.glob(f"{_SAVING}*")]:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -173,16 +173,18 @@ def score(
     temperature: float,
     half: bool = False,
     with_entropy: bool = False,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies (nats) of action tokens under the policy at `temperature`.
 
     ids, mask [rows, tokens] → two tensors [rows, tokens], 0 where masked. The logits after token t-1
-    score token t. Entropy is 0 everywhere unless asked for. `half` computes in bfloat16.
+    score token t. Entropy is 0 everywhere unless asked for. `half` computes in bfloat16;
+    `logits_at_once` bounds the elements of logits that exist at a time.
     """
     with _precision(ids, half):
         states = _states(_trunk(policy), ids, mask)
         chosen = ids[mask > 0]
-        size = max(1, LOGITS_AT_ONCE // _head(policy).weight.shape[0])
+        size = max(1, logits_at_once // _head(policy).weight.shape[0])
         parts = [
             _score_part(_head(policy), s, i, temperature, with_entropy, recompute=len(chosen) > size)
             for s, i in zip(torch.split(states, size), torch.split(chosen, size), strict=True)
