@@ -23,9 +23,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from runtime_server.client import Client
 from runtime_server.errors import SandboxError
 from runtime_server.wire import Code, CreateSandbox, Exec, ExecResult, Sandbox
 from trainer.environments import CommandResult, Timings, Verdict, Workspace
@@ -37,6 +36,23 @@ if TYPE_CHECKING:
     from orchestrator.contract import RunDirectory
     from orchestrator.schema import Config
 
+
+class Service(Protocol):
+    """The part of `runtime_server.client.Client` that an episode needs; each may raise SandboxError."""
+
+    async def create(self, request: CreateSandbox) -> Sandbox: ...
+
+    async def exec(self, sandbox: str, request: Exec) -> ExecResult: ...
+
+    async def write_file(self, sandbox: str, path: str, data: bytes, mode: int = 0o644) -> object: ...
+
+    async def delete(self, sandbox: str) -> None: ...
+
+    async def capabilities(self) -> object: ...
+
+    async def close(self) -> None: ...
+
+
 GRACE_S = 30.0
 """How long an answer may be later than the command's own time limit."""
 SETUP_TIMEOUT_S = 300.0
@@ -47,6 +63,9 @@ KEPT_FOR_LOG = 4096
 
 _MISTAKES = {Code.UNAUTHORIZED, Code.BAD_REQUEST, Code.NOT_FOUND}
 _GONE = {Code.SANDBOX_DIED, Code.OOM}
+# What a policy can bring about in a living sandbox: a command line too long, a directory that it
+# removed, a directory where a file of the hidden test must go. Never a reason to stop the run.
+_IMPOSSIBLE = {Code.BAD_REQUEST, Code.TOO_LARGE, Code.FILE_ERROR, Code.FILE_NOT_FOUND}
 
 
 @contextmanager
@@ -75,7 +94,7 @@ class SandboxWorkspace(Timings):
     """One sandbox of the runtime server."""
 
     task: Task = field(kw_only=True)
-    client: Client = field(kw_only=True)
+    client: Service = field(kw_only=True)
     sandbox: Sandbox = field(kw_only=True)
 
     async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
@@ -83,7 +102,7 @@ class SandboxWorkspace(Timings):
             try:
                 result = await self._exec(command, timeout_s, max_output)
             except SandboxError as error:
-                if error.code in (Code.BAD_REQUEST, Code.TOO_LARGE):  # an impossible command line
+                if error.code in _IMPOSSIBLE:
                     return CommandResult(str(error).encode(), 126)
                 raise
         return CommandResult(result.stdout.raw + result.stderr.raw, result.exit_code, result.timed_out)
@@ -114,8 +133,8 @@ class SandboxWorkspace(Timings):
                 await self._write(verify.files)
                 result = await self._exec(verify.command, verify.timeout_s, KEPT_FOR_LOG)
             except SandboxError as error:
-                if error.code in (Code.FILE_ERROR, Code.TOO_LARGE):  # the policy stands in the way
-                    return Verdict(0.0, f"the hidden test could not be brought in: {error}")
+                if error.code in _IMPOSSIBLE:
+                    return Verdict(0.0, f"the hidden test could not be run: {error}")
                 raise
         if result.ok:
             return Verdict(1.0)
@@ -140,22 +159,27 @@ class SandboxWorkspace(Timings):
 class SandboxEnvironment:
     """See the module's docstring; implements `trainer.environments.Environment`.
 
-    `find` says where the server is now; it is asked again after every loss. `ttl_s` bounds the life of
-    a sandbox whose trainer has died.
+    `find` says where the server is now and is asked before every sandbox; `connect` makes a client of
+    it. `ttl_s` bounds the life of a sandbox whose trainer has died.
     """
 
     def __init__(
-        self, find: Callable[[], Address], ttl_s: float = 3600.0, queue_timeout_s: float = 600.0
+        self,
+        find: Callable[[], Address],
+        connect: Callable[[Address], Service],
+        ttl_s: float = 3600.0,
+        queue_timeout_s: float = 600.0,
     ) -> None:
-        self._find, self._ttl_s, self._queue_timeout_s = find, ttl_s, queue_timeout_s
-        self._clients: dict[Address, Client] = {}  # episodes that began on an old server end on it
+        self._find, self._connect = find, connect
+        self._ttl_s, self._queue_timeout_s = ttl_s, queue_timeout_s
+        self._clients: dict[Address, Service] = {}  # episodes that began on an old server end on it
         self._leaving: set[asyncio.Task[None]] = set()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory | None) -> Self:
         """The environment that a run's configuration asks for."""
         ttl_s = max(config.runtime.sandbox.ttl, 2 * config.rollout.turn_timeout)
-        return cls(lambda: find_server(run), ttl_s, config.runtime.queue_timeout)
+        return cls(lambda: find_server(run), _client, ttl_s, config.runtime.queue_timeout)
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -201,17 +225,17 @@ class SandboxEnvironment:
         while self._clients:
             await self._clients.popitem()[1].close()
 
-    def _connected(self) -> Client:
+    def _connected(self) -> Service:
         """The client of the present server; a server that came back elsewhere gets a new one."""
         try:
             address = self._find()
         except OSError as error:
             raise Lost(f"the runtime server's address cannot be read: {error}") from error
         if address not in self._clients:
-            self._clients[address] = Client(address.url, address.key)
+            self._clients[address] = self._connect(address)
         return self._clients[address]
 
-    async def _create(self, client: Client, request: CreateSandbox) -> Sandbox:
+    async def _create(self, client: Service, request: CreateSandbox) -> Sandbox:
         """Create; when the caller is cancelled meanwhile, the sandbox that still comes is removed."""
         creating = asyncio.ensure_future(client.create(request))
         try:
@@ -220,7 +244,7 @@ class SandboxEnvironment:
             self._background(_abandon(client, creating))
             raise
 
-    def _remove(self, client: Client, sandbox: str) -> None:
+    def _remove(self, client: Service, sandbox: str) -> None:
         """Delete in the background: neither a cancelled nor a finished episode has to wait for it."""
         self._background(_delete(client, sandbox))
 
@@ -230,14 +254,20 @@ class SandboxEnvironment:
         leaving.add_done_callback(self._leaving.discard)
 
 
-async def _abandon(client: Client, creating: asyncio.Future[Sandbox]) -> None:
+def _client(address: Address) -> Service:
+    from runtime_server.client import Client
+
+    return Client(address.url, address.key)
+
+
+async def _abandon(client: Service, creating: asyncio.Future[Sandbox]) -> None:
     with contextlib.suppress(SandboxError, TimeoutError):
         async with asyncio.timeout(DELETE_TIMEOUT_S):
             sandbox = await creating
         await _delete(client, sandbox.id)
 
 
-async def _delete(client: Client, sandbox: str) -> None:
+async def _delete(client: Service, sandbox: str) -> None:
     # What cannot be deleted now expires by itself; the server may be gone, and the sandbox with it.
     with contextlib.suppress(SandboxError, TimeoutError):
         async with asyncio.timeout(DELETE_TIMEOUT_S):
