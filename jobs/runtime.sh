@@ -30,5 +30,7 @@ pid=$!
 case $wanted in *stop*) kill -TERM "$pid" ;; esac
 while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
 wait "$pid"; rc=$? # a signal ends a wait with its own code; this one is the child's
-[ "$rc" = 0 ] || [ "$rc" = 85 ] || (job settle runtime "$ORCHESTRATE_RUN_DIR" "$rc" "$wanted")
+[ "$rc" = 0 ] || [ "$rc" = 85 ] || # perhaps it could not write down its end: see to that
+    (job settle runtime "$ORCHESTRATE_RUN_DIR" "$rc" "$wanted") ||
+    (ORCHESTRATE_PYTHON=python3 && job settle runtime "$ORCHESTRATE_RUN_DIR" "$rc" "$wanted")
 exit "$rc"

@@ -20,7 +20,16 @@ import traceback
 
 from orchestrator import job_runtime, job_training
 from orchestrator.command import Inbox, how
-from orchestrator.contract import ContractError, Env, Exit, JobStatus, Outcome, Role, RunDirectory
+from orchestrator.contract import (
+    CompleteFlag,
+    ContractError,
+    Env,
+    Exit,
+    JobStatus,
+    Outcome,
+    Role,
+    RunDirectory,
+)
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.processes import die_with_parent, end_all, labelled
 
@@ -46,6 +55,9 @@ def work(role: Role, run: RunDirectory) -> int:
     with Inbox() as inbox:
         if os.environ.get(Env.NONCE):  # started by a stub: if that is killed, end in order
             die_with_parent(signal.SIGTERM)
+        if role == Role.TRAINING and (complete := run.read(run.complete_flag, CompleteFlag)):
+            print(f"the training of {run.run_id} is already complete ({complete.outcome})", file=sys.stderr)
+            return int(Exit.OK)  # a job that somebody requeued by hand must not overwrite its result
         attempt = Attempt.take(run, role)
         with attempt.beating():
             if role == Role.RUNTIME:
@@ -57,14 +69,17 @@ def work(role: Role, run: RunDirectory) -> int:
 
 
 def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
-    """Finish what the wrapper of this life began. `wanted` are the stub's words for the signals it got."""
+    """Finish what the wrapper of this life began; 0 once it is written down.
+
+    `code` is how the wrapper ended, `wanted` are the stub's words for the signals it got.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # few seconds, and the last chance to tell the truth
     nonce = os.environ.get(Env.NONCE, "")
     if not nonce:
         raise ContractError(f"settle needs {Env.NONCE} in the environment, as the stub sets it")
     status = run.read(run.status(role), JobStatus)
     if status is not None and status.nonce == nonce and status.phase == "ended":
-        return code
+        return 0
     attempt = Attempt.reopen(run, role, nonce)
     end_all(lambda: labelled(Env.NONCE, nonce), attempt.settings.stop_timeout)
     ending = _ending(code, wanted)
@@ -73,7 +88,7 @@ def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
         job_runtime.finish(attempt, ending)
     else:
         job_training.finish(attempt, ending)
-    return code
+    return 0
 
 
 def _ending(code: int, wanted: str) -> Ending:

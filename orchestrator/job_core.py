@@ -14,13 +14,13 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.contract import (
-    ContractError,
     Env,
     Exit,
     Heartbeat,
@@ -34,6 +34,8 @@ from orchestrator.contract import (
     read_bytes,
 )
 from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
+
+T = TypeVar("T")
 
 STOPPED = "the job got SIGTERM: it was cancelled, preempted, or its node shuts down"
 TIMED_OUT = "the time limit of the job was reached"
@@ -100,7 +102,10 @@ class Attempt:
             self.events.add(what, **data)
 
     def status(self, phase: str, ending: Ending | None = None, reason: str = "") -> None:
-        """Publish the status record. Raises Superseded when a later attempt owns it."""
+        """Publish the status record. Raises Superseded when a later attempt owns it.
+
+        Only the last word must get through; a disk that hiccups before it does not end a job.
+        """
         self.check()
         record = JobStatus(
             run_id=self.run.run_id,
@@ -115,8 +120,21 @@ class Attempt:
             reason=ending.reason if ending else reason,
             exit_code=ending.exit_code if ending else None,
         )
-        self.run.publish(self.run.status(self.role), record)
+        try:
+            self.run.publish(self.run.status(self.role), record)
+        except OSError as error:
+            if ending is not None:
+                raise
+            print(f"status {phase} was not written: {error}", file=sys.stderr, flush=True)
         self.say(phase, **({"outcome": ending.outcome, "reason": ending.reason} if ending else {}))
+
+    def look(self, look: Callable[[], T | None]) -> T | None:
+        """What a look at the run shows; nothing, when the filesystem hiccups: the next look decides."""
+        try:
+            return look()
+        except OSError as error:
+            print(f"the run directory cannot be read just now: {error}", file=sys.stderr, flush=True)
+            return None
 
     def check(self) -> None:
         self.run.check_attempt(self.role, self.number)
@@ -166,6 +184,3 @@ class Attempt:
 def wrapper_code(code: int) -> int:
     """Exit code of the wrapper for the exit code of its command: never 0, never a signal's."""
     return code if 0 < code < 128 else int(Exit.SOFTWARE)
-
-
-__all__ = ["STOPPED", "TIMED_OUT", "Attempt", "ContractError", "Ending", "wrapper_code"]

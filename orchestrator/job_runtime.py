@@ -41,6 +41,8 @@ class RuntimeJob:
 
     def work(self) -> int:
         """Run to the end; returns the exit code of the wrapper."""
+        if (complete := self.complete()) is not None:
+            return finish(self.attempt, complete)
         self.attempt.status("starting")
         try:
             command = Command(self.command(), self.inbox, env=self.attempt.environment(), cwd=self.run.root)
@@ -48,12 +50,17 @@ class RuntimeJob:
             ending = Ending(Outcome.FAILED, f"the server did not start: {error}", Exit.NO_INPUT)
             return finish(self.attempt, ending)
         with contextlib.nullcontext() if self.alone else self.watcher:
-            while (found := self.look(command)) is None:
+            while (found := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
             self.attempt.status("draining", reason=found.reason)
         command.end(self.settings.stop_timeout)
         return finish(self.attempt, found)
+
+    def complete(self) -> Ending | None:
+        """The end that is meant: the training is over for good."""
+        flag = None if self.alone else self.run.read(self.run.complete_flag, CompleteFlag)
+        return Ending(Outcome.SUCCESS, f"the training is complete ({flag.outcome})", 0) if flag else None
 
     def look(self, command: Command) -> Ending | None:
         """What there is to see now: None to go on, or how it ends."""
@@ -63,8 +70,8 @@ class RuntimeJob:
             return Ending(
                 Outcome.TIMEOUT if timed_out else Outcome.CANCELLED, TIMED_OUT if timed_out else STOPPED, 143
             )
-        if (complete := self.run.read(self.run.complete_flag, CompleteFlag)) and not self.alone:
-            return Ending(Outcome.SUCCESS, f"the training is complete ({complete.outcome})", 0)
+        if (complete := self.complete()) is not None:
+            return complete
         if code is not None:
             when = "while it served" if self.ready else "before it was ready"
             return Ending(Outcome.FAILED, f"the server {how(code)} {when}", wrapper_code(code))

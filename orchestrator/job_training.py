@@ -74,7 +74,7 @@ class TrainingJob:
             return finish(self.attempt, ending, self.summary_before)
         self.attempt.status("running")
         with self.watcher:
-            while (cause := self.look(command)) is None:
+            while (cause := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every)
         code = self.stop(command, cause)
         ending = self.judge(cause, code)
@@ -91,7 +91,7 @@ class TrainingJob:
                 self.ready,
                 "a runtime that answers",
                 self.settings.ready_timeout,
-                self.watch.gone,
+                lambda: self.attempt.look(self.watch.gone),
                 longest_s=self.settings.look_every,
                 alive_every_s=0.5,
             )
@@ -106,8 +106,8 @@ class TrainingJob:
     def ready(self) -> bool | None:
         if self.inbox.stop:
             raise _ToldToStop
-        # A server that is already told to end still answers: its record counts first.
-        return None if self.watch.gone() else self.watch.ready()
+        # A server that is about to end may still answer: the job's own record counts first.
+        return self.attempt.look(lambda: None if self.watch.gone() else self.watch.ready())
 
     def told_to_stop(self) -> Ending:
         if self.inbox.warned:

@@ -145,7 +145,7 @@ class LocalScheduler:
 
     def requeue(self, job_id: str) -> None:
         files = self._files(job_id)
-        if files.root.is_dir() and not files.spec().spec().requeue:
+        if job_id.isdigit() and files.root.is_dir() and not files.spec().spec().requeue:
             raise SchedulerError(f"job {job_id} was submitted as one that must not be requeued")
         self._ask(job_id, "requeue", "requeue")
 

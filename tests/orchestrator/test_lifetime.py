@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ def make(tmp_path: Path) -> Iterator[Make]:
     pairs: list[Pair] = []
 
     def made(body: str = HANG, **options: Any) -> Pair:
-        pairs.append(Pair(tmp_path, trainer=program(body), **options))
-        return pairs[-1]
+        pair = Pair(Path(tempfile.mkdtemp(dir=tmp_path)), trainer=program(body), **options)
+        pairs.append(pair)
+        return pair
 
     yield made
     for pair in pairs:
@@ -320,56 +323,76 @@ def test_walltime_without_a_checkpoint_is_a_timeout(make: Make) -> None:
 PARTS = ["supervisor", "keeper", "stub", "wrapper", "command"]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_kill_of_a_part_of_the_training_job(make: Make, part: str) -> None:
-    pair = make()
-    pair.launch()
-    training_up(pair)
-    os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
-    pair.all_over()
-    result, complete = pair.result(), pair.complete()
-    assert result is not None and complete is not None, pair.logs()
-    assert result.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
-    assert "SIGKILL" in result.reason or "SIGTERM" in result.reason
-    status = pair.status(RUNTIME)
-    assert status is not None and status.outcome == Outcome.SUCCESS, status
+def each(parts: list[str], check: Callable[[str], None]) -> None:
+    """Check all parts side by side, each with a run of its own: they mostly wait."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        for part, future in {part: pool.submit(check, part) for part in parts}.items():
+            try:
+                future.result()
+            except BaseException as error:
+                error.add_note(f"the part that was killed: {part}")
+                raise
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_kill_of_a_part_of_the_runtime_job(make: Make, part: str) -> None:
-    pair = make()
-    pair.launch()
-    training_up(pair)
-    os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
-    pair.all_over()
-    status, result = pair.status(RUNTIME), pair.result()
-    assert status is not None and result is not None, pair.logs()
-    assert status.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
-    assert result.outcome == Outcome.PEER_GONE
-    assert f"the runtime ended ({status.outcome}" in result.reason
+def test_kill_of_each_part_of_the_training_job(make: Make) -> None:
+    def check(part: str) -> None:
+        pair = make()
+        pair.launch()
+        training_up(pair)
+        os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
+        pair.all_over()
+        result, complete = pair.result(), pair.complete()
+        assert result is not None and complete is not None, pair.logs()
+        assert result.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
+        assert "SIGKILL" in result.reason or "SIGTERM" in result.reason
+        status = pair.status(RUNTIME)
+        assert status is not None and status.outcome == Outcome.SUCCESS, status
+
+    each(PARTS, check)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_kill_of_a_part_of_the_runtime_job_before_it_is_ready(make: Make, part: str) -> None:
-    pair = make(server=["never-ready"])
-    pair.launch()
-    pair.phase(RUNTIME, "starting")
-    os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
-    pair.all_over()
-    status = pair.status(RUNTIME)
-    assert status is not None and status.phase == "ended", pair.logs()
-    assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
+def test_kill_of_each_part_of_the_runtime_job(make: Make) -> None:
+    def check(part: str) -> None:
+        pair = make()
+        pair.launch()
+        training_up(pair)
+        os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
+        pair.all_over()
+        status, result = pair.status(RUNTIME), pair.result()
+        assert status is not None and result is not None, pair.logs()
+        assert status.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
+        assert result.outcome == Outcome.PEER_GONE
+        assert f"the runtime ended ({status.outcome}" in result.reason
+
+    each(PARTS, check)
 
 
-@pytest.mark.parametrize("part", ["stub", "wrapper"])
-def test_kill_of_a_part_of_the_training_job_while_it_waits(make: Make, part: str) -> None:
-    pair = make(start_policy="after", server=["never-ready"])
-    pair.launch()
-    pair.phase(TRAINING, "waiting")
-    os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
-    pair.all_over()
-    result = pair.result()
-    assert result is not None and result.outcome in (Outcome.FAILED, Outcome.CANCELLED), pair.logs()
+def test_kill_of_each_part_of_the_runtime_job_before_it_is_ready(make: Make) -> None:
+    def check(part: str) -> None:
+        pair = make(server=["never-ready"])
+        pair.launch()
+        pair.phase(RUNTIME, "starting")
+        os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
+        pair.all_over()
+        status = pair.status(RUNTIME)
+        assert status is not None and status.phase == "ended", pair.logs()
+        assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
+
+    each(PARTS, check)
+
+
+def test_kill_of_a_part_of_the_training_job_while_it_waits(make: Make) -> None:
+    def check(part: str) -> None:
+        pair = make(start_policy="after", server=["never-ready"])
+        pair.launch()
+        pair.phase(TRAINING, "waiting")
+        os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
+        pair.all_over()
+        result = pair.result()
+        assert result is not None, pair.logs()
+        assert result.outcome in (Outcome.FAILED, Outcome.CANCELLED)
+
+    each(["supervisor", "keeper", "stub", "wrapper"], check)
 
 
 def test_kill_of_all_of_the_training_job_at_once(make: Make) -> None:
