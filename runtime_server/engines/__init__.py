@@ -1,0 +1,105 @@
+"""What makes sandboxes: the one interface that the server knows of an engine.
+
+What it is
+    `Engine` starts and ends containers whose first process is the sandbox agent; `Recipe` says what one
+    is made of, `Container` is one that runs, `Facts` is what this node really enforces.
+
+How to use it
+    engine = PodmanEngine(config, agent)        # runtime_server.engines.podman
+    await engine.start(); container = await engine.create(recipe)
+
+What it does not do
+    No commands and no files: those go through the agent (`runtime_server.agent`), never the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+AGENT = "/.orchestrate/agent"
+IO = "/.orchestrate/io"
+SOCKET = "agent.sock"
+
+
+class EngineError(Exception):
+    """The engine cannot work on this node; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one sandbox is made of. `io` is the host directory that holds the agent's socket."""
+
+    name: str
+    image: str
+    io: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    cpus: float = 1.0
+    memory_mb: int = 1024
+    pids: int = 512
+    shm_mb: int = 64
+
+
+@dataclass(frozen=True)
+class Container:
+    """One that runs. `pid`: its first process as this host sees it; `memory`: its memory cgroup, if any."""
+
+    id: str
+    pid: int
+    memory: Path | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """One that can be used at once."""
+
+    id: str
+    name: str
+    workdir: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found out about this node by trying it."""
+
+    engine: str
+    oci_runtime: str
+    storage_driver: str
+    cgroup_version: str
+    rootless: bool
+    enforced: Mapping[str, bool]
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """Every method may raise SandboxError; `start` raises EngineError."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    async def start(self) -> None:
+        """Find out what works here and be ready for `create`."""
+
+    async def stop(self) -> None:
+        """End every container at once and leave nothing behind."""
+
+    async def images(self) -> list[str]:
+        """Names of the images that are here."""
+
+    async def image(self, name: str) -> Image:
+        """The image, fetched first where that is allowed. NotFound (image_missing) when there is none."""
+
+    def new_io(self, name: str) -> Path:
+        """A fresh directory for the socket of one sandbox."""
+
+    async def create(self, recipe: Recipe) -> Container:
+        """Make and start one. Internal (create_failed) when that does not work."""
+
+    async def kill(self, container: Container) -> None:
+        """End all its processes; returns when they are gone."""
+
+    async def remove(self, container: Container, io: Path) -> None:
+        """Remove what is left of one that was killed."""
