@@ -107,7 +107,7 @@ def lucky_seven() -> list[Task]:
     Nothing in the prompt says so; only the hidden test tells. The rows differ by their id only.
     """
     setup = Setup({"hint.txt": HINT, "notes.txt": NOTES})
-    verify = Verify('test "$(cat answer.txt)" = 7', timeout_s=5.0)
+    verify = Verify('test "$(cat answer.txt)" = 7', timeout_s=20.0)
     folder = "/tmp/task"  # noqa: S108 - in the sandbox, which is the task's own
     return [Task(f"lucky-seven-{row:02d}", "$ ", verify, setup, workdir=folder) for row in range(ROWS)]
 
