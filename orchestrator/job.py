@@ -26,9 +26,11 @@ from orchestrator.contract import (
     Env,
     Exit,
     JobStatus,
+    Manifest,
     Outcome,
     Role,
     RunDirectory,
+    Settings,
 )
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.processes import die_with_parent, end_all, labelled
@@ -80,8 +82,9 @@ def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
     status = run.read(run.status(role), JobStatus)
     if status is not None and status.nonce == nonce and status.phase == "ended":
         return 0
-    attempt = Attempt.reopen(run, role, nonce)
-    end_all(lambda: labelled(Env.NONCE, nonce), attempt.settings.stop_timeout)
+    end_all(lambda: labelled(Env.NONCE, nonce), _stop_timeout(run))
+    if (attempt := Attempt.reopen(run, role, nonce)) is None:
+        return 0
     ending = _ending(code, wanted)
     attempt.say("settled", code=code, wanted=wanted)
     if role == Role.RUNTIME:
@@ -89,6 +92,11 @@ def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
     else:
         job_training.finish(attempt, ending)
     return 0
+
+
+def _stop_timeout(run: RunDirectory) -> float:
+    manifest = run.read(run.manifest, Manifest)
+    return (manifest.job_settings() if manifest else Settings()).stop_timeout
 
 
 def _ending(code: int, wanted: str) -> Ending:

@@ -71,12 +71,19 @@ class Attempt:
         return cls(run, role, run.take_attempt(role, nonce), nonce)
 
     @classmethod
-    def reopen(cls, run: RunDirectory, role: Role, nonce: str) -> Attempt:
-        """The attempt that this life took; a new one when it was killed before it had any."""
+    def reopen(cls, run: RunDirectory, role: Role, nonce: str) -> Attempt | None:
+        """The attempt that this life took; a new one when it was killed before it had any.
+
+        None when a new one would supersede an attempt that may be alive.
+        """
         latest = run.latest_attempt(role)
-        token = read_bytes(run.attempts / f"{role}-{latest}" / "token") if latest else b""
-        if token.decode(errors="replace").strip() == nonce:
-            return cls(run, role, latest, nonce)
+        for number in range(latest, 0, -1):
+            token = read_bytes(run.attempts / f"{role}-{number}" / "token")
+            if token.decode(errors="replace").strip() == nonce:
+                return cls(run, role, number, nonce)
+        status = run.read(run.status(role), JobStatus)
+        if latest and (status is None or status.attempt < latest or status.phase != "ended"):
+            return None
         return cls(run, role, run.take_attempt(role, nonce), nonce)
 
     @property

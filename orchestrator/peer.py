@@ -57,9 +57,12 @@ class Health:
 
 def ask_health(url: str, key: str, timeout_s: float = HEALTH_TIMEOUT_S) -> Health:
     """`GET url/health` with the key. Never raises for what a server or network can do."""
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    except ValueError as error:
+        return Health(f"{url!r} is no address: {error}")
     try:
         connection.request("GET", parts.path.rstrip("/") + "/health", headers={API_KEY_HEADER: key})
         answer = connection.getresponse()
