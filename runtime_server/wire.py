@@ -195,9 +195,9 @@ class Stream(Message):
         size = len(kept) if total is None else total
         numbers = {"total": size, "dropped": size - len(kept), "head": len(kept) if head is None else head}
         try:
-            return cls(data=kept.decode(), encoding="utf-8", **numbers)  # type: ignore[arg-type]
+            return cls(data=kept.decode(), encoding="utf-8", **numbers)
         except UnicodeDecodeError:
-            return cls(data=base64.b64encode(kept).decode(), encoding="base64", **numbers)  # type: ignore[arg-type]
+            return cls(data=base64.b64encode(kept).decode(), encoding="base64", **numbers)
 
 
 class ExecResult(Message):

@@ -75,7 +75,8 @@ class PodmanEngine:
 
     @property
     def state(self) -> State:
-        assert self._state is not None, "start() comes first"
+        if self._state is None:
+            raise Internal("the engine is not running", Code.SERVER_DRAINING)
         return self._state
 
     # --- life ---

@@ -1,0 +1,271 @@
+"""The sandbox server as a process.
+
+How to run it
+    python -m runtime_server --run-dir R                        the runtime of a run, by its config.yaml
+    python -m runtime_server [--image I] [--host H] [--port P]  alone; prints url, key file and a curl line
+    python -m runtime_server --sweep                            remove what killed servers left on this node
+
+    SIGTERM or SIGINT: refuse new work, give running commands `runtime.drain_timeout`, remove everything, exit
+    with 0. A second signal cuts the commands short.
+
+Exit codes
+    0 stopped as told; 64 wrong usage or configuration, or the port is taken; 66 the image or the run is
+    missing; 69 this node cannot run sandboxes (no podman, no runtime that works); 70 it failed later.
+
+What it does not do
+    It does not watch the training: the runtime job around it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+import uvloop
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.contract import ContractError, Env, Exit, Heartbeat, Role, RunDirectory, publish_bytes
+from orchestrator.schema import Config, Runtime
+from runtime_server.agent.build import BuildError
+from runtime_server.app import Identity, create_app, default_sandboxes
+from runtime_server.engines import EngineError
+from runtime_server.engines.state import sweep
+from runtime_server.errors import SandboxError
+from runtime_server.publish import Publication, address, check, identity_of, new_key
+from runtime_server.sandboxes import Sandboxes
+from runtime_server.wire import API_KEY_HEADER
+
+log = logging.getLogger("runtime_server")
+
+
+class Refused(Exception):
+    """The server cannot start; the message says what to do, the code is the process's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one process serves. `run` is None for a server that stands alone."""
+
+    config: Runtime
+    run: RunDirectory | None
+    verbose: bool = False
+
+
+class Uvicorn(uvicorn.Server):
+    """uvicorn without its own signal handlers: a drain must answer 503, not hang up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    defaults = Runtime()
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_server", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--run-dir", type=Path, help="serve this run, by its config.yaml")
+    parser.add_argument("--image", help=f"image of sandboxes (default {defaults.sandbox.image})")
+    parser.add_argument("--host", help="address to bind (default 127.0.0.1; of a run: runtime.host)")
+    parser.add_argument("--port", type=int, help="port to bind (default 0: a free one)")
+    parser.add_argument("--verbose", action="store_true", help="log every request")
+    parser.add_argument("--sweep", action="store_true", help="remove what killed servers left, then exit")
+    return parser.parse_args(argv)
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    """Raises Refused for a configuration that cannot be."""
+    run = RunDirectory(options.run_dir) if options.run_dir else None
+    whole = _config_of(run) if run else Config(runtime=Runtime(host="127.0.0.1"))
+    given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
+    sandbox = whole.runtime.sandbox.model_dump() | ({"image": options.image} if options.image else {})
+    try:
+        config = Runtime.model_validate(whole.runtime.model_dump() | given | {"sandbox": sandbox})
+    except ValidationError as error:
+        raise Refused(f"wrong option: {error}", Exit.USAGE) from None
+    return Settings(config, run, options.verbose or whole.environment.debug)
+
+
+def _config_of(run: RunDirectory) -> Config:
+    try:
+        return Config.model_validate(yaml.safe_load(run.config.read_text()) or {})
+    except OSError as error:
+        raise Refused(f"{run.root} holds no run: {error}", Exit.NO_INPUT) from None
+    except (ValueError, yaml.YAMLError) as error:  # pydantic's ValidationError is a ValueError
+        raise Refused(f"{run.config} is wrong: {error}", Exit.USAGE) from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound and listening socket, before anything slow starts. Raises Refused when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError as error:
+        bound.close()
+        raise Refused(
+            f"cannot listen on {host} port {port}: {error.strerror}. Is another server running there? "
+            "Choose another with --port or runtime.port; 0 takes a free one.",
+            Exit.USAGE,
+        ) from None
+    return bound
+
+
+async def serve(told: Settings) -> int:
+    """From nothing to nothing: bind, start, announce, serve, drain, remove. Raises Refused."""
+    stop = _Stop()
+    with listen(told.config.host, told.config.port) as bound, contextlib.ExitStack() as stack:
+        sandboxes = await _started(told.config, stop)
+        if sandboxes is None:
+            return Exit.OK
+        key = new_key()
+        try:
+            who = identity_of(told.run) if told.run else Identity(nonce=key[:8] + os.urandom(8).hex())
+            app = create_app(told.config, key=key, identity=who, sandboxes=sandboxes)
+            server = Uvicorn(_uvicorn(app, told.verbose))
+            serving = asyncio.create_task(server.serve([bound]))
+            url = address(told.config.host, bound.getsockname()[1], told.config.advertise_host)
+            await _announce(told, url, key, who, stack)
+            await stop.wait(serving)
+            await _drain(sandboxes, told.config.drain_timeout, stop)
+            server.should_exit = True
+            await serving
+        finally:
+            await sandboxes.stop()
+    return Exit.OK
+
+
+async def _started(config: Runtime, stop: _Stop) -> Sandboxes | None:
+    """None when a signal came first. Raises Refused."""
+    try:
+        sandboxes = await asyncio.to_thread(default_sandboxes, config)
+        starting = asyncio.create_task(sandboxes.start())
+        await stop.wait(starting)
+        if not starting.done():
+            starting.cancel()
+        await starting
+        return sandboxes
+    except asyncio.CancelledError:
+        return None
+    except (EngineError, BuildError) as error:
+        raise Refused(str(error), Exit.PEER_GONE) from None
+    except SandboxError as error:
+        raise Refused(
+            f"{error}. `python -m runtime_server.images ensure` makes the default image.", Exit.NO_INPUT
+        ) from None
+
+
+async def _announce(told: Settings, url: str, key: str, who: Identity, stack: contextlib.ExitStack) -> None:
+    """Tell the run, or the person, where we are. Raises Refused."""
+    if told.run is None:
+        problem = await check(url, key, who)
+        stack.enter_context(_key_file(url, key)) if not problem else None
+    else:
+        publication = Publication(told.run, who, key)
+        problem = await publication.announce(url)
+        stack.callback(publication.events.add, "server_stopped")
+        if not os.environ.get(Env.NONCE):  # no job around us that beats
+            stack.enter_context(Heartbeat(told.run.heartbeat(Role.RUNTIME)))
+    if problem:
+        raise Refused(problem, Exit.SOFTWARE)
+    log.info("ready at %s", url)
+
+
+@contextlib.contextmanager
+def _key_file(url: str, key: str) -> Iterator[None]:
+    """The key of a server that stands alone: in a private file for as long as it runs, never in a log."""
+    with tempfile.TemporaryDirectory(prefix="orchestrate-key-") as folder:
+        path, header = Path(folder, "api_key.txt"), Path(folder, "header.txt")
+        publish_bytes(path, f"{key}\n".encode(), 0o600)
+        publish_bytes(header, f"{API_KEY_HEADER}: {key}\n".encode(), 0o600)
+        print(f"url:  {url}\nkey:  {path}\ntry:  {curl_line(url, header)}", flush=True)
+        yield
+
+
+def curl_line(url: str, header: Path) -> str:
+    """A line that makes a sandbox. curl reads the key from a file: it shows in no list of processes."""
+    return f"curl -s -H @{header} -H 'Content-Type: application/json' -d '{{}}' {url}/v1/sandboxes"
+
+
+async def _drain(sandboxes: Sandboxes, timeout_s: float, stop: _Stop) -> None:
+    draining = asyncio.create_task(sandboxes.drain(timeout_s))
+    await stop.wait(draining, again=True)
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+
+
+class _Stop:
+    """SIGTERM and SIGINT, as something to wait for. The first asks to drain, the second not to wait."""
+
+    def __init__(self) -> None:
+        self._signals = (asyncio.Event(), asyncio.Event())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        first, second = self._signals
+        (second if first.is_set() else first).set()
+
+    async def wait(self, work: asyncio.Task[None], again: bool = False) -> None:
+        """Until the signal (with `again` the second one), or until `work` is over."""
+        signalled = asyncio.create_task(self._signals[again].wait())
+        await asyncio.wait({signalled, work}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+
+
+def _uvicorn(app: object, verbose: bool) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # FastAPI's call is wider than uvicorn's protocol says
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=verbose,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=120,  # longer than the client's, so that the client hangs up first
+        timeout_graceful_shutdown=5,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments(argv)
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        if options.sweep:
+            print("\n".join(str(path) for path in sweep()) or "nothing to remove")
+            return Exit.OK
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(settings(options)))
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    except (ContractError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Exit.SOFTWARE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

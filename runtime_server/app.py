@@ -1,0 +1,227 @@
+"""The HTTP API: routes of one line each, over `Sandboxes`.
+
+How to use it
+    app = create_app(config, key=key, identity=Identity(run_id=...))   # an ASGI application
+    `python -m runtime_server` runs it under uvicorn.
+
+What it does not do
+    It decides nothing: authentication and body limits are `gate.py`'s, all else is `sandboxes.py`'s. No
+    signals, no files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from orchestrator.schema import Runtime
+from runtime_server import wire
+from runtime_server.agent.build import agent_binary
+from runtime_server.engines.podman import PodmanEngine
+from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
+from runtime_server.gate import Gate, read_body
+from runtime_server.images import default_store
+from runtime_server.sandboxes import Sandboxes
+
+T = TypeVar("T")
+Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, max_length=200)]
+Path_ = Annotated[str, Query(alias="path", min_length=1, max_length=4096)]
+Mode = Annotated[str, Query(pattern=r"^[0-7]{3,4}$")]
+
+
+def package_version() -> str:
+    try:
+        return version("orchestrate-rl")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who answers: what `/health` says to those who have the key."""
+
+    run_id: str = ""
+    attempt: int = 0
+    nonce: str = ""
+
+
+class Api:
+    """What the routes call. Every answer is a `Response`, so nothing is checked or copied twice."""
+
+    def __init__(self, sandboxes: Sandboxes, identity: Identity) -> None:
+        self.sandboxes, self.identity = sandboxes, identity
+        self.version, self.started = package_version(), time.monotonic()
+
+    def health(self, known: bool) -> Response:
+        who, boxes = self.identity, self.sandboxes
+        if not known:
+            return Response(f'{{"status":"{boxes.state}"}}', media_type="application/json")
+        return answer(
+            wire.Health(
+                status=boxes.state,
+                version=self.version,
+                run_id=who.run_id,
+                attempt=who.attempt,
+                nonce=who.nonce,
+                sandboxes=len(boxes.live),
+                uptime_s=time.monotonic() - self.started,
+            )
+        )
+
+    async def write(self, request: Request, identity: str, path: str, mode: str) -> Response:
+        box = self.sandboxes.usable(identity)
+        data = await read_body(request)
+        return answer(await box.write_file(path, data, int(mode, 8)))
+
+    async def read(self, identity: str, path: str) -> Response:
+        data = await self.sandboxes.usable(identity).read_file(path)
+        return Response(data, media_type="application/octet-stream")
+
+    async def delete(self, identity: str) -> Response:
+        await self.sandboxes.delete(identity)
+        return Response(status_code=204)
+
+
+def answer(body: BaseModel, status: int = 200) -> Response:
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work for as long as somebody waits for it: a client that hangs up cancels it."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        leaving.cancel()
+        task.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def create_app(
+    config: Runtime, *, key: str, identity: Identity | None = None, sandboxes: Sandboxes | None = None
+) -> FastAPI:
+    """The application. Its lifespan starts the sandboxes when nobody has, and always stops them."""
+    boxes = sandboxes if sandboxes is not None else default_sandboxes(config)
+    api = Api(boxes, identity or Identity())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await boxes.start()
+        try:
+            yield
+        finally:
+            await boxes.stop()
+
+    app = FastAPI(
+        title="Sandbox server", version=api.version, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.add_middleware(Gate, key=key)
+    _add_routes(app, api)
+    _add_errors(app, boxes)
+    return app
+
+
+def default_sandboxes(config: Runtime) -> Sandboxes:
+    """Podman's, with the agent of this machine and the image store of this user."""
+    store = Path(config.image_store) if config.image_store else default_store()
+    return Sandboxes(config, PodmanEngine(config, agent_binary(), store))
+
+
+def _add_routes(app: FastAPI, api: Api) -> None:
+    boxes = api.sandboxes
+
+    @app.get("/health")
+    async def health(request: Request) -> Response:
+        return api.health(known=bool(request.scope.get("authorized")))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(boxes.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/capabilities")
+    async def capabilities() -> Response:
+        return answer(await boxes.capabilities(api.version))
+
+    @app.post("/v1/sandboxes")
+    async def create(request: Request, body: wire.CreateSandbox, key: Key = None) -> Response:
+        return answer(await while_connected(request, boxes.create(body, key)), 201)
+
+    @app.get("/v1/sandboxes")
+    async def list_() -> Response:
+        return answer(boxes.list())
+
+    @app.get("/v1/sandboxes/{identity}")
+    async def get(identity: str) -> Response:
+        return answer(boxes.get(identity).record())
+
+    @app.delete("/v1/sandboxes/{identity}")
+    async def delete(identity: str) -> Response:
+        return await api.delete(identity)
+
+    @app.post("/v1/sandboxes/{identity}/renew")
+    async def renew(identity: str, body: wire.Renew) -> Response:
+        return answer(boxes.renew(identity, body.ttl_s))
+
+    @app.post("/v1/sandboxes/{identity}/exec")
+    async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
+        return answer(await while_connected(request, boxes.exec(identity, body)))
+
+    @app.put("/v1/sandboxes/{identity}/files")
+    async def write(request: Request, identity: str, path: Path_, mode: Mode = "644") -> Response:
+        return await api.write(request, identity, path, mode)
+
+    @app.get("/v1/sandboxes/{identity}/files")
+    async def read(identity: str, path: Path_) -> Response:
+        return await api.read(identity, path)
+
+
+def _add_errors(app: FastAPI, boxes: Sandboxes) -> None:
+    def failed(error: SandboxError, headers: dict[str, str] | None = None) -> Response:
+        boxes.metrics.errors.labels(error.code).inc()
+        response = answer(wire.Failed(error=error.failure()), error.status)
+        response.headers.update(headers or {})
+        return response
+
+    @app.exception_handler(SandboxError)
+    async def known(_: Request, error: SandboxError) -> Response:
+        return failed(error, {"Retry-After": "5"} if error.status == 503 else None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return failed(BadRequest(_complaints(error)))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = BY_STATUS.get(error.status_code, BadRequest)
+        raised = kind(f"{request.method} {request.url.path}: {error.detail}")
+        raised.status = error.status_code
+        return failed(raised)
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> Response:  # uvicorn's log has the traceback
+        return failed(Internal(f"the server made a mistake ({type(error).__name__}); its log says more"))
+
+
+def _complaints(error: RequestValidationError) -> str:
+    """Which field is wrong and why; the value itself is left out, for it may be a secret."""
+    lines = [f"{'.'.join(str(part) for part in e['loc'][1:]) or 'body'}: {e['msg']}" for e in error.errors()]
+    return "the request is not valid: " + "; ".join(lines[:5])
