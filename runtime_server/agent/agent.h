@@ -80,7 +80,6 @@ struct command {
     int64_t started_us, took_us, deadline_us, grace_us;
     int64_t kill_us, phase_us; /* when the killing, and its present phase, began */
     unsigned live, moving, clean;
-    bool froze_all;
 };
 
 struct self {

@@ -98,7 +98,7 @@ def build(arch: str, store: Path) -> Path:
     )
 
 
-def _current(arch: str, store: Path) -> Path | None:
+def current(arch: str, store: Path) -> Path | None:
     binary, stamp = store / f"agent-{arch}", store / f"agent-{arch}.sha256"
     if binary.is_file() and stamp.is_file() and stamp.read_text().strip() == source_hash():
         return binary
@@ -113,14 +113,14 @@ def agent_binary(arch: str | None = None) -> Path:
     arch = arch or host_arch()
     if arch not in ARCHES:
         raise BuildError(f"no sandbox agent for {arch}; there is one for {' and '.join(ARCHES)}")
-    if ready := _current(arch, SOURCE / "bin") or _current(arch, _store()):
+    if ready := current(arch, SOURCE / "bin") or current(arch, _store()):
         return ready
     from filelock import FileLock  # late: the wheel's build environment has no need of it
 
     store = _store()
     store.mkdir(parents=True, exist_ok=True)
     with FileLock(store / ".lock", timeout=BUILD_S):
-        return _current(arch, store) or build(arch, store)
+        return current(arch, store) or build(arch, store)
 
 
 def main(arches: list[str]) -> int:

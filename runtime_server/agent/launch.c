@@ -158,7 +158,8 @@ static _Noreturn void supervise(struct slot *slot, const struct program *program
         report(slot, 0, errno, "cannot enter the working directory");
         _exit(0);
     }
-    pid_t root = fork();
+    /* vfork: the program runs in our memory until its exec. Not where it has to become traceable first. */
+    pid_t root = self.raised_oom && geteuid() != 0 ? fork() : vfork();
     if (root == 0)
         run(program);
     if (root < 0) {

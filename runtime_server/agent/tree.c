@@ -5,9 +5,12 @@
  * process cannot fork and keeps its pid, so a fork bomb runs out of pids and stands still. When a round
  * finds nothing that moves (or after FREEZE_US) everything is killed, and the next round looks again.
  * It is over when the supervisor exits (it does only when it has no children left) or CLEAN rounds in a
- * row found nobody. What still moves after ESCALATE_US meets a stop of the whole sandbox at one instant
- * (kill(-1) holds the kernel's task lock, nothing can fork past it); what outlives LAST_US takes every
- * command of the sandbox with it.
+ * row found nobody.
+ *
+ * A bomb of hundreds of processes leaves us so little of the processor that looking alone takes seconds.
+ * When that shows (SLOW_US), or something still moves after ESCALATE_US, the whole sandbox is stopped by
+ * one system call, kill(-1), which nothing can fork past; the command dies, the others go on. What outlives
+ * LAST_US takes every command of the sandbox with it.
  *
  * If code in the sandbox kills a supervisor, its orphans become our own children. Nothing else can be our
  * child and no supervisor, so all of these belong to the command whose supervisor is gone.
@@ -22,7 +25,9 @@
 #include <unistd.h>
 
 #define FREEZE_US 100000
+#define SLOW_US 20000
 #define ESCALATE_US 500000
+#define HOLD_US 500000 /* no longer than this in one go */
 #define LAST_US 2000000
 #define CLEAN 3
 
@@ -40,6 +45,8 @@ static DIR *proc;
 static struct process *list;
 static size_t count, capacity;
 static bool unsettled; /* a process whose parent vanished while we looked: look again */
+static bool held;      /* every process of the sandbox is stopped */
+static int64_t held_us;
 
 void tree_open(void) {
     proc = opendir("/proc"); /* held, so that nothing mounted over it later can lie to us */
@@ -94,9 +101,24 @@ static bool enlarge(void) {
     return moved;
 }
 
+static void hold(int64_t now) {
+    kill(-1, SIGSTOP);
+    held_us = held ? held_us : now;
+    held = true;
+    for (unsigned i = 0; i < used; i++)
+        commands[i].phase = P_KILL;
+}
+
+static void release(void) {
+    if (held)
+        kill(-1, SIGCONT);
+    held = false;
+}
+
 static bool scan(void) {
     if (!proc)
         return false;
+    int64_t began = now_us();
     count = 0;
     rewinddir(proc);
     for (struct dirent *entry; (entry = readdir(proc));) {
@@ -106,6 +128,10 @@ static bool scan(void) {
             return false;
         if (look(entry->d_name, &list[count]))
             count++;
+        if (!held && count % 32 == 0 && now_us() - began > SLOW_US) {
+            hold(began);
+            return scan();
+        }
     }
     qsort(list, count, sizeof *list, by_pid);
     for (unsigned i = 0; i < used; i++) {
@@ -195,26 +221,9 @@ static void kill_members(const struct command *c) {
             kill(list[i].pid, SIGKILL);
 }
 
-/* Stops the whole sandbox at one instant, kills the members, lets the others go on. */
-static void freeze_sandbox(void) {
-    pid_t *stopped = malloc((count + 1) * sizeof *stopped);
-    size_t resting = 0;
-    for (size_t i = 0; stopped && i < count; i++)
-        if (list[i].state == 'T')
-            stopped[resting++] = list[i].pid;
-    kill(-1, SIGSTOP);
-    for (int round = 0; round < 2; round++)
-        for (size_t i = survey() ? 0 : count; i < count; i++)
-            if (!list[i].dead && doomed_with(&list[i]))
-                kill(list[i].pid, SIGKILL);
-    kill(-1, SIGCONT);
-    for (size_t i = 0; i < resting; i++)
-        kill(stopped[i], SIGSTOP);
-    free(stopped);
-}
-
 static void everybody_dies(void) {
     kill(-1, SIGKILL);
+    held = false;
     for (unsigned i = 0; i < used; i++)
         if (commands[i].job == J_EXEC && commands[i].state != S_KILLING)
             command_doom(&commands[i], KILLED);
@@ -228,6 +237,8 @@ static void advance(struct command *c, int64_t now) {
         command_settle(c);
         return;
     }
+    if (held)
+        return;
     bool still = !c->moving && !unsettled;
     if (c->phase == P_FREEZE && (still || now - c->phase_us > FREEZE_US)) {
         kill_members(c);
@@ -239,32 +250,42 @@ static void advance(struct command *c, int64_t now) {
     }
 }
 
+static void forget_storm(void) {
+    if (count <= 4096)
+        return;
+    free(list);
+    list = NULL;
+    count = capacity = 0;
+}
+
+/* Whether to stop the whole sandbox: we were woken far too late, or it has taken too long already. */
+static bool hard_to_kill(const struct command *c, int64_t now) {
+    bool late = (c->flags & TIMED_OUT) && c->kill_us - c->deadline_us > SLOW_US;
+    return late || now - c->kill_us > ESCALATE_US;
+}
+
 /* One round for all commands in S_KILLING. */
 void tree_tick(int64_t now) {
-    bool escalate = false, last = false;
-    if (!survey()) {
+    bool hard = held, last = false;
+    for (unsigned i = 0; i < used; i++)
+        if (commands[i].job == J_EXEC && commands[i].state == S_KILLING) {
+            hard |= hard_to_kill(&commands[i], now);
+            last |= now - commands[i].kill_us > LAST_US;
+        }
+    if (hard)
+        hold(now);
+    if (!survey() || last)
         everybody_dies();
-        return;
-    }
     strike_all();
+    bool left = false;
     for (unsigned i = 0; i < used; i++) {
         struct command *c = &commands[i];
         if (c->job != J_EXEC || c->state != S_KILLING)
             continue;
         advance(c, now);
-        if (c->state != S_KILLING)
-            continue;
-        escalate |= !c->froze_all && now - c->kill_us > ESCALATE_US;
-        c->froze_all |= now - c->kill_us > ESCALATE_US;
-        last |= now - c->kill_us > LAST_US;
+        left |= c->state == S_KILLING;
     }
-    if (last)
-        everybody_dies();
-    else if (escalate)
-        freeze_sandbox();
-    if (count > 4096) { /* a storm should not leave us large */
-        free(list);
-        list = NULL;
-        count = capacity = 0;
-    }
+    if (!left || now - held_us > HOLD_US)
+        release();
+    forget_storm();
 }

@@ -54,6 +54,15 @@ class Sandbox:
         names = [args for state, args in lines if not state.startswith("Z")]
         return [args for args in names if "agent.sock" not in args and not args.startswith("ps -eo")]
 
+    async def emptied(self) -> bool:
+        """Waits, some seconds at most, until no process is left."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 10
+        while loop.time() < deadline:
+            if not await self.processes():
+                return True
+        return False
+
     async def zombies(self) -> int:
         listing = await self.run("ps", "-eo", "stat=")
         return listing.stdout.data.decode().split().count("Z")
