@@ -41,7 +41,7 @@ OVER = (JobState.ENDED, JobState.GONE)
 
 
 def until(check: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    return wait_for(lambda: check() or None, what, timeout_s, first_s=0.005, longest_s=0.03)
+    return wait_for(lambda: check() or None, what, timeout_s, first_s=0.01, longest_s=0.05)
 
 
 class Bench:
@@ -115,11 +115,11 @@ class Bench:
         return sorted(pids)
 
     def nothing_left(self, timeout_s: float = 8.0) -> None:
-        until(lambda: not self.processes(), "the end of every process", timeout_s)
+        wait_for(lambda: not self.processes() or None, "the end of every process", timeout_s, longest_s=0.2)
 
     def clean(self) -> None:
         self.scheduler.cancel(self.submitted)
-        until(lambda: not self.processes(), "the end of every process", 15)
+        self.nothing_left(15)
 
 
 class Pair(Bench):
