@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -128,7 +129,7 @@ class Checkpoints:
             publish_directory(target, lambda folder: _write(folder, learner, progress))
             publish_bytes(self.root / LATEST, f"{target.name}\n".encode())
             self.prune()
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{target} could not be written: {error}. The checkpoints before it are intact; "
                 "make room, or set trainer.checkpoint_dir"
@@ -257,7 +258,7 @@ def _explained(checkpoint: Path) -> Any:
     """Whatever is wrong with the files of a checkpoint, as one kind of error that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{checkpoint} cannot be used: {error}. It may belong to another model; "
             "set trainer.resume=never, or write an older one's name into `latest` beside it"

@@ -40,7 +40,6 @@ from trainer.view import write_rollouts
 
 LOST_TRIES = 5
 """How often a step may lose most of its episodes, with a runtime that answers, before we give up."""
-PAUSE_S = 1.0
 NO_UPDATE: Row = dict.fromkeys(("loss_policy", "loss_value", "kl", "mismatch"), 0.0)
 """What a row says when no episode of the step could be trained on."""
 
@@ -65,6 +64,8 @@ class Training:
     step: int = 0
     validation: Sequence[Task] = ()
     interrupt: Interrupt = field(default_factory=Interrupt)
+    pause_s: float = 1.0
+    """Before a step that was lost is played again."""
 
 
 async def train(job: Training) -> str:
@@ -131,7 +132,7 @@ async def collect(job: Training, tasks: Sequence[Task]) -> tuple[list[Episode], 
             return episodes, lost
         errors = sorted({episode.error for episode in episodes if not episode.valid})
         job.events.add("step_lost", step=job.step, valid=valid, episodes=len(episodes), errors=errors[:3])
-        await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(job.pause_s)
         await job.environment.wait_ready(job.config.training.peer_grace)
     raise Lost(
         f"step {job.step} lost most of its episodes {LOST_TRIES} times although the runtime answers, "

@@ -22,6 +22,8 @@ from trainer.model import freeze, make_critic, tiny_policy
 from trainer.tasks import Task, Verify, write_tasks
 from trainer.train import Training
 
+torch.set_num_threads(1)  # such small models only wait for a second thread
+
 
 @dataclass
 class Desk:
@@ -101,14 +103,16 @@ def new_run(folder: Path) -> RunDirectory:
 
 
 def job_of(run: RunDirectory, config: Config, world: World | None = None) -> Training:
-    return assemble(run, config, Interrupt(), run.events_of(Role.TRAINING, "trainer"), world or World())
+    job = assemble(run, config, Interrupt(), run.events_of(Role.TRAINING, "trainer"), world or World())
+    job.pause_s = 0.01
+    return job
 
 
 def small_learner(config: Config | None = None, seed: int = 0) -> Learner:
-    """The built-in model with a reference of its own, and fresh optimisers."""
+    """The built-in model, the one of seed 0 as reference, and fresh optimisers."""
     config = config or Config.model_validate({"model": {"dtype": "float32"}, "algorithm": {"kl_coef": 0.02}})
     policy = tiny_policy(seed)
-    reference = freeze(tiny_policy(seed)) if config.algorithm.kl_coef else None
+    reference = freeze(tiny_policy(0)) if config.algorithm.kl_coef else None
     return Learner.of(config, policy, make_critic(policy), reference)
 
 
