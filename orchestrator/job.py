@@ -88,7 +88,7 @@ def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
     ending = _ending(code, wanted)
     attempt.say("settled", code=code, wanted=wanted)
     if role == Role.RUNTIME:
-        job_runtime.finish(attempt, ending)
+        job_runtime.finish(attempt, ending, killed=True)
     else:
         job_training.finish(attempt, ending)
     return 0

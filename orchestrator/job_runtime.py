@@ -11,6 +11,7 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import time
 
@@ -19,7 +20,7 @@ from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.peer import Peer, TrainingWatch, Watcher, runtime_health
 
-_BOOT_LOOK_S = 0.1
+_BOOT_LOOK_S, _SWEEP_S = 0.1, 20.0
 
 
 class RuntimeJob:
@@ -54,8 +55,8 @@ class RuntimeJob:
                 self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
             self.attempt.status("draining", reason=found.reason)
-        command.end(self.settings.stop_timeout)
-        return finish(self.attempt, found)
+        code = command.end(self.settings.stop_timeout)
+        return finish(self.attempt, found, killed=code < 0)
 
     def complete(self) -> Ending | None:
         """The end that is meant: the training is over for good."""
@@ -106,9 +107,30 @@ class RuntimeJob:
         self.watcher.hurry()
 
 
-def finish(attempt: Attempt, ending: Ending) -> int:
-    """Write down how it ended, then see to a training job that would wait for ever."""
+def finish(attempt: Attempt, ending: Ending, *, killed: bool = False) -> int:
+    """Write down how it ended, then see to a training job that would wait for ever.
+
+    A server that was `killed` could not clean up: its directories and mounts are swept, last, because
+    nobody waits for that.
+    """
     if not attempt.superseded:
         attempt.status("ended", ending)
         attempt.cancel_peer(ending.reason)
+    if killed:
+        sweep(attempt)
     return int(ending.exit_code)
+
+
+def sweep(attempt: Attempt) -> None:
+    """Run the sweep of the server's own program; it touches nothing whose owner lives."""
+    settings = attempt.settings
+    own = [] if settings.runtime_command else [sys.executable, "-m", "runtime_server", "--sweep"]
+    if not (command := settings.sweep_command or own):
+        return
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, timeout=_SWEEP_S, env=attempt.environment(), check=False
+        )
+        attempt.say("swept", exit_code=done.returncode)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        attempt.say("sweep_failed", problem=str(error))

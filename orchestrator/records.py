@@ -201,6 +201,7 @@ class Settings(Record):
     max_restarts: int = 3
     runtime_command: list[str] = field(default_factory=list)
     training_command: list[str] = field(default_factory=list)
+    sweep_command: list[str] = field(default_factory=list)  # removes what a killed server left on its node
     checkpoint_signal: str = "USR1"  # how the trainer is told that the walltime is near
     heartbeat_every: float = 10.0
     look_every: float = 0.5  # between looks at the run directory

@@ -366,6 +366,23 @@ def test_kill_of_each_part_of_the_training_job(make: Make) -> None:
     each(PARTS, check)
 
 
+def test_what_a_killed_server_left_on_its_node_is_swept(make: Make) -> None:
+    def check(part: str) -> None:
+        pair = make(
+            mode="runtime-only", sweep_command=["sh", "-c", 'touch "$ORCHESTRATE_RUN_DIR"/runtime/swept']
+        )
+        pair.start(RUNTIME)
+        pair.phase(RUNTIME, "running")
+        if part:
+            os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
+        else:
+            pair.scheduler.cancel([pair.ids[RUNTIME]])
+        pair.all_over()
+        assert (pair.run.runtime / "swept").exists() == bool(part)
+
+    each(["command", "wrapper", ""], check)
+
+
 def test_kill_of_each_part_of_the_runtime_job(make: Make) -> None:
     def check(part: str) -> None:
         pair = make()
