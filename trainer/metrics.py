@@ -10,7 +10,7 @@ How to use it
     metrics.log(row | clock.row())
     for alarm in alarms(row, metrics.rows[:-1], limit=0.1): ...
 
-A row (docs/reference/run-directory.md)
+A row
     step                       counted from 0
     success_rate, reward_mean  of the valid episodes
     loss_policy, loss_value    means over the optimiser steps; loss_policy is 0 while only the critic learns
