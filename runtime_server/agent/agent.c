@@ -118,9 +118,10 @@ static int until(int64_t next) {
 
 static _Noreturn void serve(void) {
     for (;;) {
-        int64_t now = now_us(), a = wire_tick(now), b = command_tick(now);
+        int64_t a = command_tick(now_us());
         bool waiting = command_pump();
         wire_flush();
+        int64_t b = wire_tick(now_us()); /* last: flushing may find that the connection is gone */
         /* Flushing made room that nothing will wake us for. */
         bool again = waiting && wire_room() >= CHUNK + REPLY_ROOM;
         struct epoll_event events[64];
@@ -137,7 +138,7 @@ static void protect(void) {
     char text[16] = "";
     int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
     if (fd >= 0 && read(fd, text, sizeof text - 1) > 0)
-        self.raised_oom = text[0] == '-';
+        self.oom = text[0] == '-' ? "0" : atoi(text) < 100 ? "100" : NULL; /* programs go before us */
     if (fd >= 0)
         close(fd);
 }
@@ -205,7 +206,7 @@ int main(int argc, char **argv, char **environment) {
         fail("agent: must be PID 1 of a pid namespace: it kills everything it can see when it ends\n");
     protect();
     self.environment = environment;
-    self.memory_left = (size_t)memory_mb << 20;
+    self.memory_left = (int64_t)memory_mb << 20;
     count_descriptors();
     set_up();
     wire_open(argv[at], (int64_t)orphan_s * 1000000);

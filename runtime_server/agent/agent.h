@@ -85,8 +85,9 @@ struct command {
 struct self {
     char **environment;
     int max_commands;
-    size_t memory_left;        /* bytes that kept output may still take */
-    bool raised_oom, raised_nofile;
+    int64_t memory_left;       /* bytes that kept output may still take */
+    bool raised_nofile;
+    const char *oom;           /* oom_score_adj of programs, NULL: as ours */
     int null;                  /* /dev/null as it was before any sandbox code ran */
     uint64_t nofile_soft, nofile_hard;
     int nice;

@@ -208,8 +208,8 @@ void command_settle(struct command *c) {
 void command_doom(struct command *c, uint8_t flags) {
     c->flags |= flags;
     if (c->job != J_EXEC) {
-        if (c->pid > 0)
-            kill(c->pid, SIGKILL);
+        close_stdin(c); /* cut off, the helper removes its temporary file and ends; killed, it could not */
+        close_end(&c->out[0]);
         return;
     }
     if (c->state > S_GRACE)

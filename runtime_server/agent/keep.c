@@ -4,20 +4,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Doubles up to cap. When memory is short the stream keeps less instead of failing. */
+#define ALWAYS 16384 /* bytes that every stream may have, also when memory is short */
+
+/* Doubles up to cap. No stream takes more than half of what is left, so that there is some for the next;
+ * one that gets no more keeps less instead of failing. */
 static void grow(struct keep *k, uint64_t wanted) {
     size_t size = k->size ? k->size : 4096;
     while (size < wanted && size < k->cap)
         size *= 2;
     if (size > k->cap)
         size = k->cap;
-    unsigned char *data = size - k->size <= self.memory_left ? realloc(k->data, size) : NULL;
+    int64_t more = (int64_t)(size - k->size);
+    if (size > ALWAYS && more > self.memory_left / 2) {
+        size = k->size < ALWAYS ? ALWAYS : k->size;
+        more = (int64_t)(size - k->size);
+        k->cap = size;
+        k->head = size / 2;
+    }
+    if (!more)
+        return;
+    unsigned char *data = realloc(k->data, size);
     if (!data) {
         k->cap = k->size;
         k->head = k->cap / 2;
         return;
     }
-    self.memory_left -= size - k->size;
+    self.memory_left -= more;
     k->data = data;
     k->size = size;
 }
@@ -80,7 +92,7 @@ size_t keep_copy(const struct keep *k, uint64_t from, unsigned char *to, size_t 
 }
 
 void keep_free(struct keep *k) {
-    self.memory_left += k->size;
+    self.memory_left += (int64_t)k->size;
     free(k->data);
     *k = (struct keep){0};
 }

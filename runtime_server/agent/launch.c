@@ -43,22 +43,23 @@ static void reset_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static void write_zero(const char *path) {
+static void set_oom(void) {
+    static const char path[] = "/proc/self/oom_score_adj";
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0 && errno == EACCES && prctl(PR_SET_DUMPABLE, 1) == 0)
         fd = open(path, O_WRONLY | O_CLOEXEC); /* the file belongs to root while we are not dumpable */
-    if (fd >= 0 && write(fd, "0", 1) == 1)
+    if (fd >= 0 && write(fd, self.oom, strlen(self.oom)) > 0)
         close(fd);
 }
 
-/* The agent's own privileges end here: it may be protected from the OOM killer, a program is not. */
+/* What protects the agent ends here: when memory runs out a program dies, not the agent. */
 static void become_ordinary(void) {
     setsid();
     reset_signals();
     umask(022);
     close_from(3);
-    if (self.raised_oom)
-        write_zero("/proc/self/oom_score_adj");
+    if (self.oom)
+        set_oom();
     if (self.nice)
         setpriority(PRIO_PROCESS, 0, 0);
     if (self.raised_nofile) {
@@ -159,7 +160,7 @@ static _Noreturn void supervise(struct slot *slot, const struct program *program
         _exit(0);
     }
     /* vfork: the program runs in our memory until its exec. Not where it has to become traceable first. */
-    pid_t root = self.raised_oom && geteuid() != 0 ? fork() : vfork();
+    pid_t root = self.oom && geteuid() != 0 ? fork() : vfork();
     if (root == 0)
         run(program);
     if (root < 0) {

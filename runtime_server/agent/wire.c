@@ -110,6 +110,7 @@ static void dial(int64_t now) {
     interest = EPOLLIN;
     watch(sock, interest, TAG_SOCKET, true);
     say_hello();
+    wire_flush();
 }
 
 void wire_open(const char *path, int64_t orphan) {

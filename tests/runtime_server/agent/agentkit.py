@@ -54,12 +54,12 @@ class Sandbox:
         names = [args for state, args in lines if not state.startswith("Z")]
         return [args for args in names if "agent.sock" not in args and not args.startswith("ps -eo")]
 
-    async def emptied(self) -> bool:
-        """Waits, some seconds at most, until no process is left."""
+    async def settles(self, *expected: str) -> bool:
+        """Waits, some seconds at most, until exactly these processes are left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + 10
         while loop.time() < deadline:
-            if not await self.processes():
+            if await self.processes() == list(expected):
                 return True
         return False
 

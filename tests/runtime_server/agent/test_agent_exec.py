@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from agentkit import Sandbox
@@ -125,7 +126,7 @@ async def test_blocked_stdin_does_not_stall_others(sandbox: Sandbox) -> None:
     assert not blocked.done()
     blocked.cancel()
     await asyncio.wait([blocked])
-    assert await sandbox.emptied()
+    assert await sandbox.settles()
 
 
 async def test_three_hundred_at_once(sandbox: Sandbox) -> None:
@@ -171,6 +172,7 @@ async def test_memory_for_output_is_shared(sandbox: Sandbox) -> None:
         done = await result
         peak = max(peak, sandbox.memory_kib())
         assert done.stdout.total == 30_000_003 and done.stdout.data.endswith(b"END")
+        assert len(done.stdout.data) >= 16_384 and done.stdout.head == len(done.stdout.data) // 2
     assert peak < 40 * 1024
 
 
@@ -179,7 +181,7 @@ async def test_background_process_does_not_hold_the_command(sandbox: Sandbox) ->
     done = await sandbox.sh("sleep 777 & echo started", timeout_s=30)
     assert (done.exit_code, done.stdout.data) == (0, b"started\n")
     assert time.monotonic() - started < 5
-    assert await sandbox.processes() == ["sleep 777"]
+    assert await sandbox.settles("sleep 777")
 
 
 async def test_background_writer_lives_on(sandbox: Sandbox) -> None:
@@ -205,7 +207,8 @@ async def test_children_inherit_nothing(sandbox: Sandbox) -> None:
     assert masks == ["0000000000000000"] * 2
     session = await sandbox.sh("ps -o pid=,sid= -p $$; cat /proc/$$/oom_score_adj")
     pid, sid, adjustment = session.stdout.data.split()
-    assert pid == sid and adjustment == b"0"
+    own = Path(f"/proc/{sandbox.agent.pid}/oom_score_adj").read_text()
+    assert pid == sid and int(adjustment) > int(own)  # memory runs out: it dies, not the agent
 
 
 async def test_idle_agent_is_small(sandbox: Sandbox) -> None:

@@ -72,6 +72,16 @@ async def test_no_half_written_file(sandbox: Sandbox, place: Path) -> None:
     assert (place / "file").read_bytes() == b"old"
 
 
+async def test_cancelled_write_leaves_nothing(sandbox: Sandbox, place: Path) -> None:
+    place.mkdir()
+    task = asyncio.create_task(sandbox.agent.write_file(str(place / "file"), b"x" * 300_000_000))
+    await sandbox.sh(f"until ls -A {place} | grep -q orchestrate; do :; done")
+    task.cancel()
+    await asyncio.wait([task])
+    gone = f'for i in $(seq 300); do [ -z "$(ls -A {place})" ] && exit 0; sleep 0.01; done; exit 1'
+    assert (await sandbox.sh(gone)).exit_code == 0
+
+
 async def test_what_is_no_regular_file_is_refused_at_once(sandbox: Sandbox, place: Path) -> None:
     place.mkdir()
     os.mkfifo(place / "fifo")
@@ -105,7 +115,7 @@ async def test_too_large_is_refused(sandbox: Sandbox, place: Path) -> None:
 
 async def test_growing_file_is_bounded(sandbox: Sandbox, place: Path) -> None:
     place.mkdir()
-    writer = asyncio.create_task(sandbox.sh(f"yes > {place}/growing", timeout_s=2))
+    writer = asyncio.create_task(sandbox.sh(f"yes > {place}/growing", timeout_s=1))
     await sandbox.sh(f"until [ -s {place}/growing ]; do :; done")
     error = await failure(sandbox.agent.read_file(str(place / "growing"), 3_000_000))
     assert error.errno == errno.E2BIG

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -40,9 +41,22 @@ async def test_reconnects_and_tells_what_still_runs(sandbox: Sandbox) -> None:
         await pending
     await sandbox.reconnected()
     assert len(sandbox.agent.running) == 1
-    assert await sandbox.processes() == ["sleep 60"]
+    assert await sandbox.settles("sleep 60")
     await sandbox.agent.kill_all()
     assert await sandbox.processes() == []
+
+
+async def test_connection_may_break_at_any_moment(sandbox: Sandbox) -> None:
+    chance = random.Random(1)
+    for _ in range(40):
+        calls = [asyncio.create_task(sandbox.sh("head -c 300000 /dev/zero")) for _ in range(3)]
+        calls.append(asyncio.create_task(sandbox.run("cat", stdin=bytes(500_000))))
+        await asyncio.wait(calls, timeout=chance.random() * 0.01)
+        await sandbox.agent.close()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await sandbox.reconnected()
+    assert (await sandbox.run("echo", "alive")).stdout.data == b"alive\n"
+    assert await sandbox.settles()
 
 
 async def test_detached_command_still_times_out(sandbox: Sandbox) -> None:
@@ -51,7 +65,7 @@ async def test_detached_command_still_times_out(sandbox: Sandbox) -> None:
     await sandbox.agent.close()
     await asyncio.wait([pending])
     await sandbox.reconnected()
-    assert await sandbox.emptied()
+    assert await sandbox.settles()
 
 
 async def test_orphan_ends_itself(binary: Path) -> None:
