@@ -1,7 +1,7 @@
 """Who is to blame for what a sandbox service says, and that nothing is left behind.
 
-The service here is an object in this process that keeps its sandboxes in dictionaries; the same
-environment against the real server is in tests/end_to_end.
+The service here is an object in this process that keeps its sandboxes in dictionaries;
+test_sandbox_real.py has the same environment against the real server.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class SandboxEnvironment:
     def of(cls, config: Config, run: RunDirectory | None) -> Self:
         """The environment that a run's configuration asks for."""
         ttl_s = max(config.runtime.sandbox.ttl, 2 * config.rollout.turn_timeout)
-        return cls(lambda: find_server(run), _client, ttl_s, config.runtime.queue_timeout)
+        return cls(lambda: find_server(run), connect, ttl_s, config.runtime.queue_timeout)
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -254,7 +254,8 @@ class SandboxEnvironment:
         leaving.add_done_callback(self._leaving.discard)
 
 
-def _client(address: Address) -> Service:
+def connect(address: Address) -> Service:
+    """The HTTP client of a server."""
     from runtime_server.client import Client
 
     return Client(address.url, address.key)
