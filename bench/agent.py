@@ -1,11 +1,11 @@
 """What a command costs through the sandbox agent, next to fork + exec of the same program on this host.
 
 How to use it
-    python -m bench.agent [--count N]
+    python -m bench.agent [--count N] [--json]
 
     Starts the agent as PID 1 of a new pid namespace (root, or unprivileged user namespaces), runs `true`
-    by turns on the host and through the agent's socket, then 16 at once, then files. Prints a table and,
-    last, one JSON line: milliseconds unless a name says otherwise.
+    by turns on the host and through the agent's socket, then 16 at once, then files. Prints a table
+    (not with --json) and, last, one JSON line: milliseconds unless a name says otherwise.
 
 What it does not do
     No container and no HTTP: `bench.sandbox` measures those.
@@ -122,11 +122,12 @@ async def with_agent(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=500, help="commands per measurement (default: 500)")
-    count = parser.parse_args().count
+    parser.add_argument("--json", action="store_true", help="print the JSON line alone")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-agent-") as place:
         directory = Path(place)
-        result = asyncio.run(with_agent(lambda agent: measure(agent, directory, count), directory))
-    for name, value in result.items():
+        result = asyncio.run(with_agent(lambda agent: measure(agent, directory, options.count), directory))
+    for name, value in result.items() if not options.json else ():
         print(f"{name:24} {value:>12}")
     print(json.dumps(result))
 

@@ -2,14 +2,14 @@
 
 How to use it
     `agent_binary()` returns the binary for this machine; `python -m runtime_server.agent.build [ARCH …]`
-    builds the named ones (`x86_64`, `aarch64`; default: all that a compiler here can make).
+    builds the named ones (`x86_64`, `aarch64`; default: this machine's).
 
 Compilers, first that works: the one in the `ziglang` package (any ARCH, musl), `musl-gcc`, `gcc -static`,
 `cc -static` (the last three only for this machine).
 
 What it does not do
-    It installs no compiler, and it does not strip a wheel of its binaries: those carry the hash of the
-    sources they came with, so they are used as they are.
+    It installs no compiler. Binaries that came in a wheel carry the hash of their sources, and are used as
+    they are. The first compilation by zig takes half a minute (it makes its C library), later ones a second.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def agent_binary(arch: str | None = None) -> Path:
 
 
 def main(arches: list[str]) -> int:
-    for arch in arches or [one for one in ARCHES if any(True for _ in compilers(one))]:
+    for arch in arches or [host_arch()]:
         binary = agent_binary(arch)
         print(f"{binary} {binary.stat().st_size} bytes")
     return 0
