@@ -134,6 +134,7 @@ def set_environment(run: RunDirectory, config: Config) -> None:
     threads = str(config.trainer.threads or config.training.cpus)
     wanted = {
         "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # sandboxes and their server want the cores that spinning would burn
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the weights must be live in this process
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
