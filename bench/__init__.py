@@ -1,1 +1,1 @@
-"""Benchmarks: each prints one JSON line last."""
+"""Benchmarks: `python -m bench.NAME --json` prints one JSON line last."""

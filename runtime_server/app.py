@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +34,6 @@ from runtime_server.gate import Gate, read_body
 from runtime_server.images import default_store
 from runtime_server.sandboxes import Sandboxes
 
-T = TypeVar("T")
 Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, max_length=200)]
 Path_ = Annotated[str, Query(alias="path", min_length=1, max_length=4096)]
 Mode = Annotated[str, Query(pattern=r"^[0-7]{3,4}$")]
@@ -97,15 +96,19 @@ def answer(body: BaseModel, status: int = 200) -> Response:
     return Response(body.model_dump_json(), status, media_type="application/json")
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(
+    request: Request, work: Coroutine[Any, Any, BaseModel], status: int = 200
+) -> Response:
     """Do the work for as long as somebody waits for it: a client that hangs up cancels it."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        return await task
+        if task.done():
+            return answer(task.result(), status)
+        task.cancel()
+        await asyncio.wait({task})
+        return Response(status_code=499)  # nobody reads it
     finally:
         leaving.cancel()
         task.cancel()
@@ -163,7 +166,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/sandboxes")
     async def create(request: Request, body: wire.CreateSandbox, key: Key = None) -> Response:
-        return answer(await while_connected(request, boxes.create(body, key)), 201)
+        return await while_connected(request, boxes.create(body, key), 201)
 
     @app.get("/v1/sandboxes")
     async def list_() -> Response:
@@ -183,7 +186,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/sandboxes/{identity}/exec")
     async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
-        return answer(await while_connected(request, boxes.exec(identity, body)))
+        return await while_connected(request, boxes.exec(identity, body))
 
     @app.put("/v1/sandboxes/{identity}/files")
     async def write(request: Request, identity: str, path: Path_, mode: Mode = "644") -> Response:

@@ -195,7 +195,7 @@ class Sandboxes:
         """Nobody can ask for it again, so a caller that leaves takes it along."""
         task = self._begin(request)
         try:
-            return (await asyncio.shield(task)).record()
+            return (await self._outcome(task)).record()
         except asyncio.CancelledError:
             task.cancel()
             raise
@@ -216,7 +216,14 @@ class Sandboxes:
                 self._forget_keys()
         if known[0] != request:
             raise BadRequest(f"the Idempotency-Key {key[:40]!r} was used for another request; take a new one")
-        return await asyncio.shield(known[1])
+        return await self._outcome(known[1])
+
+    async def _outcome(self, task: asyncio.Task[Box]) -> Box:
+        """What came of a create. Only `stop` cancels one that somebody waits for."""
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise self._refusal()
+        return task.result()
 
     def _forget_keys(self) -> None:
         """Of creates that are over and whose sandbox is gone."""

@@ -62,6 +62,18 @@ def naming(token: str) -> list[int]:
     return [pid for pid in all_pids() if _is_ours(command_line(pid), token.encode())]
 
 
+def children(parents: Iterable[int]) -> list[int]:
+    """Processes whose parent is one of these: of a conmon, the first process of its container."""
+    wanted = set(parents)
+    return [pid for pid in all_pids() if (found := stat_fields(pid)) and int(found[1]) in wanted]
+
+
+def of_server(token: str, cgroup: str) -> list[int]:
+    """Every process of one server, but the server: containers first, for nobody knows them without conmon."""
+    helpers = naming(token)
+    return [*children(helpers), *inside(cgroup), *helpers]
+
+
 def _is_ours(line: bytes, token: bytes) -> bool:
     return token in line and line.split(b"\0", 1)[0].rpartition(b"/")[2] in HELPERS
 

@@ -76,6 +76,17 @@ def find_programs() -> list[str]:
     return runtimes
 
 
+def private_mounts() -> list[str]:
+    """What to put before a command so that it gets a mount namespace of its own; nothing when not root.
+
+    A rootless Podman has one in any case.
+    """
+    if os.getuid() or shutil.which("unshare") is None:
+        return []
+    hide = ["sh", "-c", _HIDE_UNIFIED, "sh"] if cgroup_version() == "hybrid" else []
+    return ["unshare", "--mount", "--propagation", "slave", *hide]
+
+
 class Service:
     """One `podman system service`."""
 
@@ -132,10 +143,7 @@ class Service:
 
     def command(self) -> list[str]:
         podman = ["podman", "--runtime-flag", f"root={self.state.oci}"]
-        command = [*podman, "system", "service", "--time=0", f"unix://{self.state.socket}"]
-        if os.getuid() == 0 and shutil.which("unshare"):
-            hide = ["sh", "-c", _HIDE_UNIFIED, "sh"] if cgroup_version() == "hybrid" else []
-            command = ["unshare", "--mount", "--propagation", "slave", *hide, *command]
+        command = [*private_mounts(), *podman, "system", "service", "--time=0", f"unix://{self.state.socket}"]
         if shutil.which("setpriv"):  # a server that is killed takes its service along
             command = ["setpriv", "--pdeathsig", "TERM", *command]
         return command

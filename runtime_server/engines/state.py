@@ -112,7 +112,7 @@ class State:
 
     def remove(self) -> None:
         """End whatever still runs there, then remove every trace."""
-        processes.end_all(lambda: [*processes.naming(self.token), *processes.inside(self.cgroup)])
+        processes.end_all(lambda: processes.of_server(self.token, self.cgroup))
         end_pause(self.pause)
         processes.remove_cgroups(self.cgroup)
         for folder in {self.storage, self.root}:
