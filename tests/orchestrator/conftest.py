@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jobkit import HANG, Pair, program
 from memory_scheduler import MemoryScheduler
 
 from orchestrator.config import load
@@ -43,3 +46,18 @@ def request_of(runs_dir: Path) -> Callable[..., Request]:
         return Request(load(config, [f"run.runs_dir={runs_dir}", *assignments]), mode)
 
     return make
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
+    """Makes runs of two real jobs, each in a folder of its own, and ends them afterwards."""
+    pairs: list[Pair] = []
+
+    def made(body: str = HANG, **options: Any) -> Pair:
+        pair = Pair(Path(tempfile.mkdtemp(dir=tmp_path)), trainer=program(body), **options)
+        pairs.append(pair)
+        return pair
+
+    yield made
+    for pair in pairs:
+        pair.clean()

@@ -14,9 +14,10 @@ import dataclasses
 import shlex
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.contract import (
     CompleteFlag,
@@ -131,7 +132,7 @@ class Pair(Bench):
         self.held = settings.get("start_policy", "release-on-ready") == "release-on-ready"
         server = settings.pop("server", [])
         defaults = Settings(
-            ready_timeout=8, peer_grace=1, stop_timeout=2, heartbeat_every=0.2, query_every=0.1
+            ready_timeout=8, peer_grace=10, stop_timeout=2, heartbeat_every=0.2, query_every=0.1
         )
         chosen = dataclasses.replace(
             defaults,
@@ -238,3 +239,45 @@ class Pair(Bench):
 def children(pid: int) -> list[int]:
     direct = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(word) for word in direct]
+
+
+# --- trainers and cases -----------------------------------------------------------------------------
+
+TRAIN = """
+import json, os, pathlib, signal, subprocess, sys, time
+run = pathlib.Path(os.environ["ORCHESTRATE_RUN_DIR"])
+def metrics(reason="", **numbers):
+    (run / "training" / "summary.json").write_text(json.dumps({"metrics": numbers, "reason": reason}))
+def up():
+    subprocess.run(["setsid", "--fork", "sleep", "1000"])
+    (run / "training" / "up").write_text(str(os.getpid()))
+"""
+HANG = "up()\ntime.sleep(1000)"
+
+
+def program(body: str) -> list[str]:
+    return [sys.executable, "-c", TRAIN + body]
+
+
+Case = TypeVar("Case")
+
+
+def each(cases: Iterable[Case], check: Callable[[Case], None]) -> None:
+    """Check all cases side by side, each with a run of its own: they mostly wait."""
+    with ThreadPoolExecutor(5) as pool:
+        futures = [(case, pool.submit(check, case)) for case in cases]
+    for case, future in futures:
+        try:
+            future.result()
+        except BaseException as error:
+            error.add_note(f"the case: {case}")
+            raise
+
+
+def training_up(pair: Pair) -> None:
+    up = pair.run.training / "up"
+    until(lambda: up.exists() and up.read_text(), f"the trainer\n{pair.logs()}")
+
+
+def events(pair: Pair) -> list[str]:
+    return [event.what for event in pair.run.timeline()]

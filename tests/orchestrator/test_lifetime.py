@@ -1,4 +1,4 @@
-"""The two-way lifetime contract, with real jobs: success, failure, cancel, walltime, and a kill of each part.
+"""The two-way lifetime contract, with real jobs: success, failure, cancel, walltime and requeue.
 
 After every end nothing of the run lives and the run directory says what happened.
 """
@@ -8,77 +8,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-import pytest
-from jobkit import Pair, until
+from jobkit import Pair, each, events, training_up
 
 from orchestrator.contract import Outcome, Role
 from orchestrator.schedulers import JobState
 
 TRAINING, RUNTIME = Role.TRAINING, Role.RUNTIME
-
-TRAIN = """
-import json, os, pathlib, signal, subprocess, sys, time
-run = pathlib.Path(os.environ["ORCHESTRATE_RUN_DIR"])
-def metrics(reason="", **numbers):
-    (run / "training" / "summary.json").write_text(json.dumps({"metrics": numbers, "reason": reason}))
-def up():
-    subprocess.run(["setsid", "--fork", "sleep", "1000"])
-    (run / "training" / "up").write_text(str(os.getpid()))
-"""
-HANG = "up()\ntime.sleep(1000)"
-
-
-def program(body: str) -> list[str]:
-    return [sys.executable, "-c", TRAIN + body]
-
-
 Make = Callable[..., Pair]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
-    pairs: list[Pair] = []
-
-    def made(body: str = HANG, **options: Any) -> Pair:
-        pair = Pair(Path(tempfile.mkdtemp(dir=tmp_path)), trainer=program(body), **options)
-        pairs.append(pair)
-        return pair
-
-    yield made
-    for pair in pairs:
-        pair.clean()
-
-
-Case = TypeVar("Case")
-
-
-def each(cases: Iterable[Case], check: Callable[[Case], None]) -> None:
-    """Check all cases side by side, each with a run of its own: they mostly wait."""
-    with ThreadPoolExecutor(5) as pool:
-        futures = [(case, pool.submit(check, case)) for case in cases]
-    for case, future in futures:
-        try:
-            future.result()
-        except BaseException as error:
-            error.add_note(f"the case: {case}")
-            raise
-
-
-def training_up(pair: Pair) -> None:
-    up = pair.run.training / "up"
-    until(lambda: up.exists() and up.read_text(), f"the trainer\n{pair.logs()}")
-
-
-def events(pair: Pair) -> list[str]:
-    return [event.what for event in pair.run.timeline()]
-
 
 # --- ends that are meant -----------------------------------------------------------------------------
 
@@ -336,112 +275,9 @@ def test_requeue_needs_progress(make: Make) -> None:
 
 
 def test_walltime_without_a_checkpoint_is_a_timeout(make: Make) -> None:
-    pair = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + HANG, stop_timeout=0.5)
+    pair = make("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nup()\ntime.sleep(1000)", stop_timeout=0.5)
     pair.launch(time_limit_s=2, signal="USR1@1")
     pair.all_over(15)
     result = pair.result()
     assert result is not None and result.outcome == Outcome.TIMEOUT, pair.logs()
     assert pair.info(pair.ids[TRAINING]).raw == "TIMEOUT"
-
-
-# --- kill -9 of each part ----------------------------------------------------------------------------
-
-PARTS = ["supervisor", "keeper", "stub", "wrapper", "command"]
-
-
-def test_kill_of_each_part_of_the_training_job(make: Make) -> None:
-    def check(part: str) -> None:
-        pair = make()
-        pair.launch()
-        training_up(pair)
-        os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
-        pair.all_over()
-        result, complete = pair.result(), pair.complete()
-        assert result is not None and complete is not None, pair.logs()
-        assert result.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
-        assert "SIGKILL" in result.reason or "SIGTERM" in result.reason
-        status = pair.status(RUNTIME)
-        assert status is not None and status.outcome == Outcome.SUCCESS, status
-
-    each(PARTS, check)
-
-
-def test_what_a_killed_server_left_on_its_node_is_swept(make: Make) -> None:
-    def check(part: str) -> None:
-        pair = make(
-            mode="runtime-only", sweep_command=["sh", "-c", 'touch "$ORCHESTRATE_RUN_DIR"/runtime/swept']
-        )
-        pair.start(RUNTIME)
-        pair.phase(RUNTIME, "running")
-        if part:
-            os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
-        else:
-            pair.scheduler.cancel([pair.ids[RUNTIME]])
-        pair.all_over()
-        assert (pair.run.runtime / "swept").exists() == bool(part)
-
-    each(["command", "wrapper", ""], check)
-
-
-def test_kill_of_each_part_of_the_runtime_job(make: Make) -> None:
-    def check(part: str) -> None:
-        pair = make()
-        pair.launch()
-        training_up(pair)
-        os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
-        pair.all_over()
-        status, result = pair.status(RUNTIME), pair.result()
-        assert status is not None and result is not None, pair.logs()
-        assert status.outcome == (Outcome.FAILED if part in ("wrapper", "command") else Outcome.CANCELLED)
-        assert result.outcome == Outcome.PEER_GONE
-        assert f"the runtime ended ({status.outcome}" in result.reason
-
-    each(PARTS, check)
-
-
-def test_kill_of_each_part_of_the_runtime_job_before_it_is_ready(make: Make) -> None:
-    def check(part: str) -> None:
-        pair = make(server=["never-ready"])
-        pair.launch()
-        pair.phase(RUNTIME, "starting")
-        os.kill(pair.pid_of(f"runtime {part}"), signal.SIGKILL)
-        pair.all_over()
-        status = pair.status(RUNTIME)
-        assert status is not None and status.phase == "ended", pair.logs()
-        assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
-
-    each(["supervisor", "stub", "wrapper", "command"], check)
-
-
-def test_kill_of_a_part_of_the_training_job_while_it_waits(make: Make) -> None:
-    def check(part: str) -> None:
-        pair = make(start_policy="after", server=["never-ready"])
-        pair.launch()
-        pair.phase(TRAINING, "waiting")
-        os.kill(pair.pid_of(f"training {part}"), signal.SIGKILL)
-        pair.all_over()
-        result = pair.result()
-        assert result is not None, pair.logs()
-        assert result.outcome in (Outcome.FAILED, Outcome.CANCELLED)
-
-    each(["keeper", "stub", "wrapper"], check)
-
-
-def test_kill_of_all_of_the_training_job_at_once(make: Make) -> None:
-    """As when a node dies: nobody is left to write anything. Scheduler and heartbeat tell the runtime."""
-    pair = make()
-    pair.launch()
-    training_up(pair)
-    for part in PARTS:
-        os.kill(pair.pid_of(f"training {part}"), signal.SIGSTOP)
-    for pid in [pair.pid_of(f"training {part}") for part in PARTS]:
-        os.kill(pid, signal.SIGKILL)
-    helper = [pid for pid in pair.processes() if "sleep" in Path(f"/proc/{pid}/cmdline").read_text()]
-    status = pair.phase(RUNTIME, "ended")
-    assert status.outcome == Outcome.PEER_GONE
-    assert "the training left no result: its job" in status.reason
-    assert pair.info(pair.ids[TRAINING]).state == JobState.GONE
-    for pid in helper:  # a daemon of the dead trainer: with all its keepers gone, only a reboot would end it
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
-    pair.nothing_left()
