@@ -1,0 +1,172 @@
+"""The parts that need no container: places, paths, owners, the body of a create, addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from runtime_server.__main__ import arguments, curl_line, settings
+from runtime_server.engines import EngineError, Recipe, processes
+from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
+from runtime_server.engines.spec import Node, create_body
+from runtime_server.engines.state import Owner, State, filesystem, sweep
+from runtime_server.errors import Unavailable
+from runtime_server.places import Places
+from runtime_server.publish import address
+from runtime_server.wire import Code
+
+
+async def test_places_are_given_in_order() -> None:
+    places = Places(1)
+    await places.take(1)
+    order: list[int] = []
+
+    async def wait(number: int) -> None:
+        await places.take(5)
+        order.append(number)
+
+    tasks = [asyncio.create_task(wait(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    assert places.waiting == 3
+    for _ in range(3):
+        places.give()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2] and places.waiting == 0 and places.free == 0
+
+
+async def test_a_place_is_not_lost_with_one_who_leaves() -> None:
+    places = Places(1)
+    await places.take(1)
+    leaving = asyncio.create_task(places.take(5))
+    await asyncio.sleep(0)
+    places.give()
+    leaving.cancel()  # in the same instant in which it got its turn
+    await asyncio.gather(leaving, return_exceptions=True)
+    await places.take(0.1)
+
+
+async def test_waiting_for_a_place_has_a_limit_and_can_be_closed() -> None:
+    places = Places(1)
+    await places.take(1)
+    with pytest.raises(Unavailable) as late:
+        await places.take(0.01)
+    assert late.value.code == Code.QUEUE_TIMEOUT and places.waiting == 0
+    waiting = asyncio.create_task(places.take(5))
+    await asyncio.sleep(0)
+    places.close(Unavailable("over", Code.SERVER_DRAINING))
+    with pytest.raises(Unavailable, match="over"):
+        await waiting
+    with pytest.raises(Unavailable, match="over"):
+        await places.take(5)
+
+
+def test_state_is_private_and_goes_as_a_whole(tmp_path: Path) -> None:
+    state = State.create(_short(tmp_path))
+    assert state.root.stat().st_mode & 0o077 == 0 and len(str(state.runroot)) < 50
+    assert sweep(str(state.root.parent)) == []  # its owner lives
+    state.remove()
+    assert not state.root.exists()
+
+
+def _short(tmp_path: Path) -> str:
+    link = Path(f"/tmp/t{os.getpid()}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path)
+    return str(link)
+
+
+@pytest.mark.parametrize("change", ["pid", "started", "boot"])
+def test_sweep_removes_only_what_is_proven_dead(tmp_path: Path, change: str) -> None:
+    state = State.create(_short(tmp_path))
+    owner = asdict(Owner.me(""))
+    owner[change] = "other boot" if change == "boot" else owner[change] + 1
+    (state.root / "owner.json").write_text(json.dumps(owner))
+    foreign = state.root.parent / f"orc-{os.getuid()}-broken"
+    foreign.mkdir()
+    assert [p.name for p in sweep(str(state.root.parent))] == [state.token]
+    assert foreign.exists() and not state.root.exists()
+
+
+def test_a_long_state_directory_is_refused() -> None:
+    with pytest.raises(EngineError, match="state_dir"):
+        State(Path("/" + "x" * 60), Path("/tmp")).check()
+
+
+def test_filesystem_types() -> None:
+    assert filesystem(Path("/proc")) == "proc"
+    assert filesystem(Path("/no/such/thing")) == filesystem(Path("/"))
+
+
+RECIPE = Recipe(name="s-1", image="sha", io=Path("/io"), env={"A": "1"}, workdir="/w", cpus=0.5, memory_mb=64)
+NODE = Node(Path("/agent"), {"nofile": 10, "nproc": 20, "core": 0}, cgroup="c", seccomp="x")
+
+
+def test_every_sandbox_is_locked_in() -> None:
+    body = create_body(RECIPE, NODE)
+    assert body["netns"] == {"nsmode": "none"} and body["cap_drop"] == ["all"]
+    assert set(body["cap_add"]) == {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL"}
+    assert body["no_new_privileges"] is True and "privileged" not in body
+    assert [m["destination"] for m in body["mounts"]] == ["/.orchestrate/agent", "/.orchestrate/io"]
+    assert all("ro" in m["options"] for m in body["mounts"])
+    assert {r["type"] for r in body["r_limits"]} == {"nofile", "nproc", "core"}
+    memory = body["resource_limits"]["memory"]
+    assert memory["limit"] == memory["swap"] == 64 << 20
+    assert body["resource_limits"]["cpu"] == {"quota": 50_000, "period": 100_000}
+
+
+def test_limits_are_left_out_where_they_cannot_be() -> None:
+    node = Node(Path("/agent"), {}, limits=False)
+    body = create_body(RECIPE, node)
+    assert not {"resource_limits", "cgroup_parent", "annotations", "oom_score_adj"} & set(body)
+
+
+def test_ulimits_are_never_above_our_own() -> None:
+    found = ulimits(os.getpid())
+    assert found["core"] == 0 and 0 < found["nofile"] <= 65536 and found["nproc"] > 0
+
+
+def test_cgroup_versions(tmp_path: Path) -> None:
+    assert cgroup_version(tmp_path) == "v1"
+    (tmp_path / "unified").mkdir()
+    (tmp_path / "unified" / "cgroup.controllers").touch()
+    assert cgroup_version(tmp_path) == "hybrid"
+    (tmp_path / "cgroup.controllers").touch()
+    assert cgroup_version(tmp_path) == "v2"
+
+
+@pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
+def test_oom_kills_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("oom 5\nunder_oom 0\noom_kill 2\n")
+    assert oom_kills(tmp_path) == 2 and oom_kills(None) == 0 and oom_kills(tmp_path / "none") == 0
+
+
+def test_processes_know_themselves() -> None:
+    assert processes.started(os.getpid()) > 0 and processes.started(2**22 + 1) == 0
+    assert processes.naming("pytest") == []  # only Podman's own programs count
+
+
+@pytest.mark.parametrize(
+    ("host", "advertised", "url"),
+    [
+        ("127.0.0.1", "", "http://127.0.0.1:80"),
+        ("0.0.0.0", "node7", "http://node7:80"),
+        ("::1", "", "http://[::1]:80"),
+    ],
+)
+def test_addresses(host: str, advertised: str, url: str) -> None:
+    assert address(host, 80, advertised) == url
+
+
+def test_options_go_over_the_defaults() -> None:
+    told = settings(arguments(["--image", "x", "--port", "5", "--host", "127.0.0.2"]))
+    assert (told.config.sandbox.image, told.config.port, told.config.host) == ("x", 5, "127.0.0.2")
+    assert settings(arguments([])).config.host == "127.0.0.1"
+
+
+def test_the_curl_line_reads_the_key_from_a_file() -> None:
+    assert "-H @/k/header.txt" in curl_line("http://h:1", Path("/k/header.txt"))
