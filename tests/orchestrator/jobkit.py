@@ -106,17 +106,26 @@ class Bench:
         until(lambda: text in self.out(job_id), f"{text!r} in the log of job {job_id}")
 
     def processes(self) -> list[int]:
-        """Every live process of every job here: what carries our label, and who looks after it."""
+        """Every live process of every job here: who looks after a job, and what carries our label."""
         pids = set(labelled("BENCH", str(self.root)))
-        for job_id in self.submitted:
-            record = self.record(job_id)
-            for who in (record.supervisor, record.keeper):
-                if who and Process(**who).alive():
-                    pids |= {who["pid"], *descendants(who["pid"])}
+        for keeper in self.keepers():
+            pids |= {keeper, *descendants(keeper)}
         return sorted(pids)
 
+    def keepers(self) -> list[int]:
+        """Supervisors and keepers that live."""
+        records = [self.record(job_id) for job_id in self.submitted]
+        found = [Process(**who) for r in records for who in (r.supervisor, r.keeper) if who]
+        return [process.pid for process in found if process.alive()]
+
     def nothing_left(self, timeout_s: float = 8.0) -> None:
-        wait_for(lambda: not self.processes() or None, "the end of every process", timeout_s, longest_s=0.2)
+        # reading the environment of every process is dear: not before nobody looks after a job any more
+        wait_for(
+            lambda: not (self.keepers() or self.processes()) or None,
+            "the end of every process",
+            timeout_s,
+            longest_s=0.2,
+        )
 
     def clean(self) -> None:
         self.scheduler.cancel(self.submitted)
