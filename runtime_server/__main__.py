@@ -146,6 +146,7 @@ async def serve(told: Settings) -> int:
             await _announce(told, url, key, who, stack)
             await stop.wait(serving)
             await _drain(sandboxes, told.config.drain_timeout, stop)
+            await sandboxes.stop()  # before the listener closes: commands cut short get an answer
             server.should_exit = True
             await serving
         finally:

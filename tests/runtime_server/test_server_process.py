@@ -34,6 +34,8 @@ async def test_sigterm_leaves_nothing() -> None:
         background = asyncio.create_task(client.exec(made[0].id, Exec(command="sleep 300")))
         await client.exec(made[1].id, Exec(command="setsid sleep 300 & disown; touch /root/x; echo"))
         server.process.send_signal(signal.SIGTERM)
+        while (await client.health()).status != "draining":
+            assert not background.done()
         server.process.send_signal(signal.SIGTERM)  # the second cuts the running command short
         with pytest.raises(SandboxError) as failed:
             await background
@@ -66,7 +68,8 @@ async def test_two_servers_do_not_disturb_each_other() -> None:
         assert (await second.exec(b.id, Exec(command="echo fine"))).stdout.text == "fine\n"
         assert a.id not in {box.id for box in (await second.list()).sandboxes}
         with pytest.raises(SandboxError):
-            await Client(two.url, one.key).list()
+            async with Client(two.url, one.key) as stranger:
+                await stranger.list()
     assert two.stop() == 0
 
 
