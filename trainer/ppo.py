@@ -195,12 +195,6 @@ def mismatch_stats(old: Tensor, rollout: Tensor, mask: Tensor) -> dict[str, floa
     if not len(delta):
         return dict.fromkeys(("mean", "max", "k3", "outside"), 0.0)
     weight = delta.exp()
-    outside = ((weight < 0.9) | (weight > 1.1)).double().mean()
-    k3 = (weight - delta - 1).mean()
-    sizes = delta.abs()
-    return {
-        "mean": float(sizes.mean()),
-        "max": float(sizes.max()),
-        "k3": float(k3),
-        "outside": float(outside),
-    }
+    outside = (weight < 0.9) | (weight > 1.1)
+    found = {"mean": delta.abs(), "k3": weight - delta - 1, "outside": outside.double()}
+    return {name: float(x.mean()) for name, x in found.items()} | {"max": float(delta.abs().max())}
