@@ -87,6 +87,10 @@ class Api:
         data = await self.sandboxes.usable(identity).read_file(path)
         return Response(data, media_type="application/octet-stream")
 
+    async def kill(self, identity: str) -> Response:
+        await self.sandboxes.usable(identity).kill()
+        return Response(status_code=204)
+
     async def delete(self, identity: str) -> Response:
         await self.sandboxes.delete(identity)
         return Response(status_code=204)
@@ -183,6 +187,10 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     @app.post("/v1/sandboxes/{identity}/renew")
     async def renew(identity: str, body: wire.Renew) -> Response:
         return answer(boxes.renew(identity, body.ttl_s))
+
+    @app.post("/v1/sandboxes/{identity}/kill")
+    async def kill(identity: str) -> Response:
+        return await api.kill(identity)
 
     @app.post("/v1/sandboxes/{identity}/exec")
     async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:

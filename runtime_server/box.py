@@ -112,6 +112,11 @@ class Box:
             )
         return _result(done, oom_kills(self.container.memory) > before)
 
+    async def kill(self) -> None:
+        """End every process in it but the agent; files stay, running commands end with signal 9."""
+        async with self._in_use():
+            await self.agent.kill_all()
+
     async def write_file(self, path: str, data: bytes, mode: int) -> wire.FileInfo:
         where = self.resolve(path)
         async with self._in_use():

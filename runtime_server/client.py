@@ -133,6 +133,10 @@ class Client:
         path = f"/v1/sandboxes/{sandbox}/exec"
         return _parse(await self._send("POST", path, body=request, timeout_s=wait_s), wire.ExecResult)
 
+    async def kill(self, sandbox: str) -> None:
+        """End every process in it, background ones too; its files stay."""
+        await self._send("POST", f"/v1/sandboxes/{sandbox}/kill", again=True)
+
     async def write_file(self, sandbox: str, path: str, data: bytes, mode: int = 0o644) -> wire.FileInfo:
         """Replace a file as a whole; missing folders are made."""
         params = {"path": path, "mode": f"{mode:03o}"}
@@ -217,6 +221,9 @@ class BoundSandbox:
             max_output=max_output,
         )
         return await self.client.exec(self.id, request)
+
+    async def kill(self) -> None:
+        await self.client.kill(self.id)
 
     async def write_file(self, path: str, data: bytes, mode: int = 0o644) -> wire.FileInfo:
         return await self.client.write_file(self.id, path, data, mode)

@@ -140,3 +140,14 @@ async def test_an_unknown_sandbox(client: Client) -> None:
     with pytest.raises(NotFound) as failed:
         await client.exec("s-nothing", Exec(command="true"))
     assert failed.value.code == Code.SANDBOX_NOT_FOUND
+
+
+async def test_kill_ends_what_was_left_running_and_keeps_files(sandbox: BoundSandbox) -> None:
+    await sandbox.exec("echo kept > file; setsid sleep 1000 >/dev/null 2>&1 & (trap '' TERM; sleep 1000) &")
+    running = asyncio.create_task(sandbox.exec("sleep 1000"))
+    for _ in range(500):
+        if (await sandbox.exec("pgrep -c sleep")).stdout.text == "3\n":
+            break
+    await sandbox.kill()
+    assert (await running).signal == 9
+    assert (await sandbox.exec("pgrep -c sleep; cat file")).stdout.text == "0\nkept\n"

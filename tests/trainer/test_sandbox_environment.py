@@ -59,6 +59,10 @@ class Service:
         self.commands.append(request.command)
         return self.say(request.command)
 
+    async def kill(self, sandbox: str) -> None:
+        self.fail("kill")
+        self.commands.append("kill")
+
     async def write_file(self, sandbox: str, path: str, data: bytes, mode: int = 0o644) -> object:
         self.fail(path)
         self.files[sandbox][path] = data
@@ -105,7 +109,7 @@ async def test_an_episode_sets_up_acts_and_is_judged() -> None:
     service, seen = Service(), []
     service.say = lambda command: (seen.append(set(service.files["sandbox-0"])), ExecResult(exit_code=0))[1]
     assert await episode(service) == 1
-    assert service.commands == ["prepare", "act", "check"]
+    assert service.commands == ["prepare", "act", "kill", "check"]
     assert seen == [{"/w/hint.txt"}, {"/w/hint.txt"}, {"/w/hint.txt", "/w/test.py"}]
 
 
