@@ -243,6 +243,28 @@ class RunDirectory:
         numbers = [p.name.rpartition("-")[2] for p in self.attempts.glob(f"{role}-*")]
         return max((int(n) for n in numbers if n.isdigit()), default=0)
 
+    def end_unstarted(self, job_id: str, outcome: Outcome, reason: str, exit_code: int) -> None:
+        """Write result and complete flag for a training job that can no longer start and write them.
+
+        Only for the one who made sure of that: the scheduler says that the job is over. A result that is
+        there already stays.
+        """
+        if self.read(self.result, Result) is not None:
+            return
+        attempt = self.latest_attempt(Role.TRAINING)
+        result = Result(
+            run_id=self.run_id,
+            attempt=attempt,
+            job_id=job_id,
+            outcome=outcome,
+            reason=reason,
+            exit_code=exit_code,
+        )
+        self.publish(self.result, result)
+        self.publish(
+            self.complete_flag, CompleteFlag(run_id=self.run_id, attempt=attempt, nonce="", outcome=outcome)
+        )
+
     def check_attempt(self, role: str, attempt: int) -> None:
         """Raise Superseded when a later attempt of this role exists."""
         latest = self.latest_attempt(role)

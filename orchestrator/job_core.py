@@ -31,13 +31,16 @@ from orchestrator.contract import (
     Role,
     RunDirectory,
     Superseded,
+    WaitTimeout,
     read_bytes,
+    wait_for,
 )
 from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
 
 T = TypeVar("T")
 
 STOPPED = "the job got SIGTERM: it was cancelled, preempted, or its node shuts down"
+_OVER_S = 10.0
 TIMED_OUT = "the time limit of the job was reached"
 
 
@@ -170,22 +173,39 @@ class Attempt:
             Env.NONCE.value: self.nonce,
         }
 
-    def cancel_peer(self, why: str) -> None:
+    def cancel_peer(self, why: str) -> str:
         """Cancel the other job if it has not started: nobody else would, and it could wait for ever.
+
+        Returns its id when it was cancelled and is over, "" otherwise.
 
         A peer that runs is left alone: it sees our record, and ends in its own order.
         """
         manifest = self.run.read(self.run.manifest, Manifest)
         job_id = manifest.job_id(self.peer) if manifest else ""
         if self.scheduler is None or not job_id:
-            return
+            return ""
         try:
             info = self.scheduler.query([job_id]).get(job_id)
             if info is not None and info.state in (JobState.PENDING, JobState.HELD):
                 self.scheduler.cancel([job_id])
                 self.say("cancelled_peer", job_id=job_id, why=why)
+                return job_id if self._is_over(job_id) else ""
         except SchedulerError as error:
             self.say("cancel_failed", job_id=job_id, problem=str(error))
+        return ""
+
+    def _is_over(self, job_id: str) -> bool:
+        """True once the scheduler says so; it is given a few seconds."""
+        over = (JobState.ENDED, JobState.GONE)
+        scheduler = self.scheduler
+
+        def check() -> bool | None:
+            info = scheduler.query([job_id]).get(job_id) if scheduler else None
+            return True if info is not None and info.state in over else None
+
+        with contextlib.suppress(WaitTimeout):
+            return wait_for(check, f"the end of job {job_id}", _OVER_S)
+        return False
 
 
 def wrapper_code(code: int) -> int:

@@ -115,7 +115,10 @@ def finish(attempt: Attempt, ending: Ending, *, killed: bool = False) -> int:
     """
     if not attempt.superseded:
         attempt.status("ended", ending)
-        attempt.cancel_peer(ending.reason)
+        cancelled = attempt.cancel_peer(ending.reason)
+        if cancelled and not attempt.run.latest_attempt(Role.TRAINING):
+            reason = f"the training never started: {ending.reason}"
+            attempt.run.end_unstarted(cancelled, ending.outcome, reason, int(ending.exit_code))
     if killed:
         sweep(attempt)
     return int(ending.exit_code)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.contract import (
-    CompleteFlag,
     Exit,
     JobStatus,
     Manifest,
@@ -332,21 +331,10 @@ def _note(run: RunDirectory, ids: list[str]) -> None:
 
 def _record_cancelled(run: RunDirectory, now: RunView) -> None:
     """A training job that never started cannot write the result; nobody else is left to do it."""
-    if run.read(run.result, Result) is not None or now.mode == "runtime-only":
+    if now.mode == "runtime-only":
         return
-    attempt = run.latest_attempt(Role.TRAINING)
     ids = {job.role: job.job_id for job in now.jobs}
-    result = Result(
-        run_id=run.run_id,
-        attempt=attempt,
-        job_id=ids.get(Role.TRAINING, ""),
-        outcome=Outcome.CANCELLED,
-        reason="cancelled on request",
-        exit_code=128 + 15,
-    )
-    run.publish(run.result, result)
-    flag = CompleteFlag(run_id=run.run_id, attempt=attempt, nonce="", outcome=Outcome.CANCELLED)
-    run.publish(run.complete_flag, flag)
+    run.end_unstarted(ids.get(Role.TRAINING, ""), Outcome.CANCELLED, "cancelled on request", 128 + 15)
 
 
 def exit_code_of(look: RunView) -> int:

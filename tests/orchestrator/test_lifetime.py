@@ -138,7 +138,9 @@ def test_a_server_that_never_serves_cancels_the_held_training_job(make: Make) ->
         assert status is not None and status.outcome == Outcome.FAILED
         assert words in status.reason
         assert pair.info(pair.ids[RUNTIME]).exit_code not in (0, None)
-        assert pair.result() is None
+        result = pair.result()
+        assert result is not None and result.outcome == Outcome.FAILED, pair.logs()
+        assert result.reason.startswith("the training never started: ") and words in result.reason
 
     ways = {"die-before": "exited with code 3 before it was ready", "never-ready": "not ready within 0.7 s"}
     each(ways.items(), check)
