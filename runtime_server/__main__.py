@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -249,6 +250,13 @@ def _uvicorn(app: object, verbose: bool) -> uvicorn.Config:
     )
 
 
+def raise_open_files() -> None:
+    """A socket for each sandbox and each client: the usual soft limit of 1024 is soon reached."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     level = logging.INFO if options.verbose else logging.WARNING
@@ -258,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.sweep:
             print("\n".join(str(path) for path in sweep()) or "nothing to remove")
             return Exit.OK
+        raise_open_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings(options)))
     except Refused as error:

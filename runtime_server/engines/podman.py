@@ -48,7 +48,7 @@ from runtime_server.wire import Code
 T = TypeVar("T")
 CALL_S = 60.0
 PULL_S = 20.0
-AGENT_S = 20.0
+AGENT_S = 60.0
 GONE_S = 10.0
 KNOWN_S = 30.0  # how long an answer about an image is believed
 BUSY_TRIES = 4
@@ -223,8 +223,9 @@ class PodmanEngine:
             return ""
         try:
             params = {"reference": name, "policy": "missing", "quiet": True}
-            await self._call("POST", "/images/pull", params=params, timeout_s=PULL_S)
-            return ""
+            answer = await self._call("POST", "/images/pull", params=params, timeout_s=PULL_S)
+            problem = _pull_error(answer.text)
+            return f", and it could not be pulled ({problem})" if problem else ""
         except SandboxError as error:
             return f", and it could not be pulled ({error})"
 
@@ -348,6 +349,15 @@ def _send(
     call = {"GET": session.get, "POST": session.post, "DELETE": session.delete}[method]
     more = {"data": data} if method == "POST" else {}
     return call(path, params=params, timeout=timeout_s, **more)
+
+
+def _pull_error(text: str) -> str:
+    """Podman says 200 and then how it went, one JSON object a line."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, AttributeError):
+            if error := json.loads(line).get("error"):
+                return str(error)[:300]
+    return ""
 
 
 def _cause(answer: Any) -> str:

@@ -60,7 +60,7 @@ done
 exec {conmon} "$@"
 """
 
-_HIDE_UNIFIED = 'umount /sys/fs/cgroup/unified || exit 1; exec "$@"'
+_HIDE_UNIFIED = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
 
 
 def find_programs() -> list[str]:

@@ -60,6 +60,19 @@ async def test_after_sigkill_the_next_server_cleans_up() -> None:
         shutil.rmtree(first.key_file.parent)
 
 
+async def test_runc_serves_where_there_is_no_crun(tmp_path: Path) -> None:
+    for name in ("podman", "runc", "conmon", "unshare", "setpriv", "sh", "umount"):
+        if found := shutil.which(name):
+            (tmp_path / name).symlink_to(found)
+    server = Server.start(env={"PATH": str(tmp_path)})
+    async with server.client() as client:
+        assert (await client.capabilities()).oci_runtime == "runc"
+        async with client.sandbox() as sandbox:
+            result = await sandbox.exec("grep Seccomp: /proc/self/status")
+            assert result.stdout.text == "Seccomp:\t2\n"
+    assert server.stop() == 0
+
+
 async def test_two_servers_do_not_disturb_each_other() -> None:
     one, two = Server.start(), Server.start()
     async with one.client() as first, two.client() as second:

@@ -140,6 +140,12 @@ async def test_an_image_that_is_not_there_is_said_at_once(client: Client) -> Non
     assert time.monotonic() - start < 5
 
 
+async def test_an_image_that_cannot_be_pulled_is_said_with_the_reason(client: Client) -> None:
+    with pytest.raises(NotFound, match="could not be pulled") as failed:
+        await client.create(CreateSandbox(image="127.0.0.1:1/no/such:1"))
+    assert failed.value.code == Code.IMAGE_MISSING
+
+
 async def test_capabilities_tell_what_holds(client: Client) -> None:
     found = await client.capabilities()
     assert found.engine == "podman" and found.storage_driver == "overlay" and found.max_sandboxes == 2
