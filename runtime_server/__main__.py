@@ -24,10 +24,10 @@ import contextlib
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from orchestrator.schema import Config, Runtime
 from runtime_server.agent.build import BuildError
 from runtime_server.app import Identity, create_app, default_sandboxes
 from runtime_server.engines import EngineError
-from runtime_server.engines.state import sweep
+from runtime_server.engines.state import scratch, sweep
 from runtime_server.errors import SandboxError
 from runtime_server.publish import Publication, address, check, identity_of, new_key
 from runtime_server.sandboxes import Sandboxes
@@ -194,12 +194,15 @@ async def _announce(told: Settings, url: str, key: str, who: Identity, stack: co
 @contextlib.contextmanager
 def _key_file(url: str, key: str) -> Iterator[None]:
     """The key of a server that stands alone: in a private file for as long as it runs, never in a log."""
-    with tempfile.TemporaryDirectory(prefix="orchestrate-key-") as folder:
-        path, header = Path(folder, "api_key.txt"), Path(folder, "header.txt")
+    folder = scratch()
+    try:
+        path, header = folder / "api_key.txt", folder / "header.txt"
         publish_bytes(path, f"{key}\n".encode(), 0o600)
         publish_bytes(header, f"{API_KEY_HEADER}: {key}\n".encode(), 0o600)
         print(f"url:  {url}\nkey:  {path}\ntry:  {curl_line(url, header)}", flush=True)
         yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def curl_line(url: str, header: Path) -> str:

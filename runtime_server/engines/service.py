@@ -120,6 +120,7 @@ class Service:
             self._process = subprocess.Popen(
                 self.command(),
                 env=self.environment(),
+                cwd=self.state.root,  # conmon leaves a file named `oom` where it was started
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

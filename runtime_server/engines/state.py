@@ -79,7 +79,7 @@ class State:
     @classmethod
     def create(cls, state_dir: str = "") -> Self:
         """Two fresh directories; both under `state_dir` when it is given. Raises EngineError."""
-        token = f"orc-{os.getuid()}-{secrets.token_hex(4)}"
+        token = _token()
         fast, disk = (Path(state_dir), Path(state_dir)) if state_dir else bases()
         state = cls(fast / token, disk / token)
         state.check()
@@ -137,6 +137,18 @@ def sweep(state_dir: str = "") -> list[Path]:
         with contextlib.suppress(OSError):  # another server's sweep may be faster
             State(path, path).remove()
     return dead
+
+
+def scratch() -> Path:
+    """A private directory that a sweep removes when its owner could not."""
+    folder = bases()[0] / _token()
+    folder.mkdir(mode=0o700)
+    _own(folder, "")
+    return folder
+
+
+def _token() -> str:
+    return f"orc-{os.getuid()}-{secrets.token_hex(4)}"
 
 
 def _own(folder: Path, cgroup: str) -> None:
