@@ -292,6 +292,7 @@ class Sandboxes:
             io=self.engine.new_io(identity),
             env=request.env,
             workdir=request.workdir or image.workdir,
+            as_root=image.as_root,
             cpus=limits.cpus or defaults.cpus,
             memory_mb=limits.memory_mb or defaults.memory,
             pids=limits.pids or defaults.pids,

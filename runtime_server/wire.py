@@ -130,7 +130,8 @@ class CreateSandbox(Request):
 
     image: str | None = None
     env: dict[str, str] = Field(default_factory=dict)
-    workdir: str | None = None  # made when it is missing; default: the image's own
+    workdir: Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4000)] | None = None
+    """Made when it is missing; default: the image's own."""
     limits: Limits = Field(default_factory=Limits)
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     labels: dict[str, str] = Field(default_factory=dict)

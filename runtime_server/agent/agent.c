@@ -1,4 +1,4 @@
-/* The sandbox agent. Usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] SOCKET
+/* The sandbox agent. Usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--workdir DIR] SOCKET
  *
  * Connects to SOCKET and serves commands and files (frames.py has the protocol). It must be PID 1 of a pid
  * namespace: then nothing inside can kill or stop it, its end ends every process, and kill(-1) means this
@@ -197,11 +197,13 @@ int main(int argc, char **argv, char **environment) {
             orphan_s = number(argv[at + 1], 86400);
         else if (strcmp(argv[at], "--memory-mb") == 0)
             memory_mb = number(argv[at + 1], 86400);
+        else if (strcmp(argv[at], "--workdir") == 0)
+            make_directory(argv[at + 1]); /* here it is a system call or two; a container engine mounts for it */
         else
-            fail("agent: unknown option; allowed: --orphan-timeout SECONDS, --memory-mb MB\n");
+            fail("agent: unknown option; allowed: --orphan-timeout SECONDS, --memory-mb MB, --workdir DIR\n");
     }
     if (at + 1 != argc || strlen(argv[at]) >= sizeof((struct sockaddr_un *)0)->sun_path)
-        fail("usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] SOCKET (at most 107 bytes)\n");
+        fail("usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--workdir DIR] SOCKET (107 bytes)\n");
     if (getpid() != 1)
         fail("agent: must be PID 1 of a pid namespace: it kills everything it can see when it ends\n");
     protect();

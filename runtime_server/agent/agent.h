@@ -165,6 +165,7 @@ pid_t launch_helper(int in, int out);
 void close_from(int first);
 
 /* files.c */
+void make_directory(char *path);
 _Noreturn void file_write(struct slot *slot, const char *path, mode_t mode, bool parents, uint64_t size);
 _Noreturn void file_read(struct slot *slot, const char *path, uint64_t limit);
 

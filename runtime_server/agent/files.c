@@ -46,6 +46,11 @@ static void make_parents(char *path) {
     }
 }
 
+void make_directory(char *path) {
+    make_parents(path);
+    mkdir(path, 0755);
+}
+
 /* The file behind `path`, symbolic links followed, so that a link stays a link. */
 static const char *resolve(struct slot *slot, const char *path, char *buffer) {
     struct stat info;

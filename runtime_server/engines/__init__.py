@@ -37,6 +37,7 @@ class Recipe:
     io: Path
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str | None = None
+    as_root: bool = True  # whether the image's first process is root, who may make any directory
     cpus: float = 1.0
     memory_mb: int = 1024
     pids: int = 512
@@ -59,6 +60,7 @@ class Image:
     id: str
     name: str
     workdir: str
+    as_root: bool = True
 
 
 @dataclass(frozen=True)

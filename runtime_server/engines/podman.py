@@ -215,7 +215,9 @@ class PodmanEngine:
     async def _inspect(self, name: str) -> Image:
         path = f"/images/{quote(name, safe='')}/json"
         data = await self._json("GET", path)
-        return Image(data["Id"], name, data.get("Config", {}).get("WorkingDir") or "/")
+        wanted = data.get("Config") or {}
+        user = str(wanted.get("User") or "0").split(":")[0]
+        return Image(data["Id"], name, wanted.get("WorkingDir") or "/", user in ("0", "root"))
 
     async def _pull(self, name: str) -> str:
         """Try once, for a short time; local images have no registry. Returns why it failed."""

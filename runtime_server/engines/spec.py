@@ -43,7 +43,7 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
     body: dict[str, Any] = {
         "name": recipe.name,
         "hostname": "sandbox",
-        "entrypoint": [AGENT, "--orphan-timeout", str(node.orphan_s), f"{IO}/{SOCKET}"],
+        "entrypoint": [AGENT, "--orphan-timeout", str(node.orphan_s), *_workdir(recipe), f"{IO}/{SOCKET}"],
         "command": [],
         "env": dict(recipe.env),
         "netns": {"nsmode": "none"},
@@ -63,10 +63,16 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
     return body | _chosen(recipe, node)
 
 
+def _workdir(recipe: Recipe) -> list[str]:
+    """The agent makes the working directory where it may: Podman would mount the container to do it."""
+    return ["--workdir", recipe.workdir] if recipe.workdir and recipe.as_root else []
+
+
 def _chosen(recipe: Recipe, node: Node) -> dict[str, Any]:
     """The parts that depend on the request or on the node."""
     chosen: dict[str, Any] = {}
-    if recipe.workdir:
+    chosen["work_dir"] = "/"
+    if recipe.workdir and not recipe.as_root:
         chosen |= {"work_dir": recipe.workdir, "create_working_dir": True}
     if node.cgroup:
         chosen["cgroup_parent"] = f"/{node.cgroup}"
