@@ -8,7 +8,8 @@ What it is
 
 How to use it
     agent = Agent(engine, Shell(tokenizer), Limits.of(config))
-    status = await agent.play(episode, workspace, seed_of_turn)
+    first = await agent.begin(episode, seed_of_turn)             # needs no sandbox yet
+    status = await agent.play(episode, workspace, seed_of_turn, first)
 
 What it does not do
     No verification and no retries (`trainer.rollout`), no advantage, no tensors. It never encodes what
@@ -148,6 +149,10 @@ class Limits:
         )
 
 
+Spoken = tuple[Turn, Action] | None
+"""A turn that was sampled and the action in it; None when there was no room for one."""
+
+
 class Agent:
     """Plays episodes of one format with one engine. Holds no state between episodes."""
 
@@ -164,15 +169,26 @@ class Agent:
             )
         return Episode.start(task_id, group, ids, self.engine.version)
 
-    async def play(self, episode: Episode, workspace: Workspace, seed: Callable[[int], int]) -> Status:
-        """All turns of an episode, under its deadline; `seed` gives the sampling seed of a turn.
+    async def begin(self, episode: Episode, seed: Callable[[int], int]) -> Spoken:
+        """Sample the first turn, which needs no sandbox yet. Raises Overdue when the engine is too slow."""
+        try:
+            async with asyncio.timeout(self.limits.episode_timeout_s):
+                return await self._speak(episode, seed(0))
+        except TimeoutError:
+            raise Overdue(f"task {episode.task_id}: the engine is too slow for the first turn") from None
 
-        Returns how the dialogue ended. Raises Broken when the policy broke its sandbox, Lost when
-        infrastructure did, which includes an engine too slow for the deadline.
+    async def play(
+        self, episode: Episode, workspace: Workspace, seed: Callable[[int], int], first: Spoken
+    ) -> Status:
+        """All turns after `first` of `begin`, and its action, under the episode's deadline.
+
+        `seed` gives the sampling seed of a turn. Returns how the dialogue ended. Raises Broken when the
+        policy broke its sandbox, Lost when infrastructure did, which includes an engine too slow for the
+        deadline.
         """
         try:
             async with asyncio.timeout(self.limits.episode_timeout_s):
-                return await self._turns(episode, workspace, seed)
+                return await self._turns(episode, workspace, seed, first)
         except TimeoutError:
             return self._late(episode)
 
@@ -187,30 +203,32 @@ class Agent:
             "server is too slow"
         )
 
-    async def _turns(self, episode: Episode, workspace: Workspace, seed: Callable[[int], int]) -> Status:
-        sent: list[int] = []
-        for number in range(self.limits.max_turns):
-            # What the policy continues must start with exactly what it was given and said before.
-            assert episode.ids[: len(sent)] == sent, "the history of an episode was rewritten"
-            room = episode.prompt_length + self.limits.max_response_length - len(episode.ids)
-            if room < 1:
+    async def _turns(
+        self, episode: Episode, workspace: Workspace, seed: Callable[[int], int], spoken: Spoken
+    ) -> Status:
+        for number in range(1, self.limits.max_turns + 1):
+            if spoken is None or not spoken[1].complete:
                 return Status.TRUNCATED
-            turn, action = await self._sample(
-                episode, min(room, self.limits.max_tokens_per_turn), seed(number)
-            )
+            turn, action = spoken
             sent = list(episode.ids)
-            if not action.complete:
-                return Status.TRUNCATED
             output = await self._run(turn, action, workspace)
-            if action.last or number + 1 == self.limits.max_turns:
+            if action.last or number == self.limits.max_turns:
                 turn.observation = output.decode(errors="replace")  # for the log; the policy is done
                 return self._ended(action)
             if not self._observe(episode, output):
                 return Status.TRUNCATED
+            # What the policy continues must start with exactly what it was given and said before.
+            assert episode.ids[: len(sent)] == sent, "the history of an episode was rewritten"
+            spoken = await self._speak(episode, seed(number))
         raise AssertionError("unreachable: the last turn returns")
 
-    async def _sample(self, episode: Episode, most: int, seed: int) -> tuple[Turn, Action]:
+    async def _speak(self, episode: Episode, seed: int) -> Spoken:
+        """One turn of the policy; None when no token is left to it."""
+        room = episode.prompt_length + self.limits.max_response_length - len(episode.ids)
+        if room < 1:
+            return None
         start = time.perf_counter()
+        most = min(room, self.limits.max_tokens_per_turn)
         sampling = Sampling(most, self.limits.temperature, self.form.stop_token_ids, seed)
         sample = await self.engine.generate(list(episode.ids), sampling)
         action = self.form.action(sample)

@@ -20,13 +20,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from trainer.agent import Agent, Format, Limits
 from trainer.engines import Engine
-from trainer.environments import Environment, Verdict
+from trainer.environments import Environment, Verdict, Workspace
 from trainer.episode import Episode, Status
 from trainer.errors import Broken, Lost, Overdue
 from trainer.tasks import Task
@@ -122,10 +123,16 @@ class Rollouts:
         return episode
 
     async def _attempt(self, place: _Place, episode: Episode) -> None:
-        """One sandbox, one dialogue, one verdict."""
-        async with self._environment.open(place.task) as workspace:
+        """One sandbox, one dialogue, one verdict. The first words come while the sandbox is made."""
+
+        def seed(turn: int) -> int:
+            return self._seed(place, turn)
+
+        async with self._opening(place.task) as opening:
+            first = await self._agent.begin(episode, seed)
+            workspace = await opening
             try:
-                status = await self._agent.play(episode, workspace, lambda turn: self._seed(place, turn))
+                status = await self._agent.play(episode, workspace, seed, first)
                 verdict = await workspace.verify()
             except Broken as error:  # the policy's own doing: scored, and it earned nothing
                 status, verdict = Status.OK, Verdict(0.0, str(error))
@@ -133,6 +140,19 @@ class Rollouts:
         episode.timings |= workspace.timings
         episode.timings["generate_s"] = sum(turn.generate_s for turn in episode.turns)
         episode.timings["command_s"] = sum(turn.command_s for turn in episode.turns)
+
+    @asynccontextmanager
+    async def _opening(self, task: Task) -> AsyncIterator[asyncio.Task[Workspace]]:
+        """A workspace on its way, which is closed in the end, however far it came."""
+        async with AsyncExitStack() as stack:
+            opening = asyncio.create_task(stack.enter_async_context(self._environment.open(task)))
+            try:
+                yield opening
+            finally:
+                opening.cancel()
+                await asyncio.wait({opening})
+                if not opening.cancelled():
+                    opening.exception()  # whoever awaited it has it; nobody else needs it
 
     def _seed(self, place: _Place, turn: int) -> int:
         """Sampling seed: of run, step, episode and turn only, so that a resumed run repeats itself."""

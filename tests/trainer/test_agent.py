@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,8 @@ async def play(engine: Scripted, limits: Limits = LIMITS, task: Task = TASK) -> 
     agent = Agent(engine, Shell(Bytes()), limits)
     episode = agent.start(task.id, 0, task.prompt)
     async with LocalEnvironment().open(task) as workspace:
-        return episode, await agent.play(episode, workspace, lambda turn: turn)
+        first = await agent.begin(episode, lambda turn: turn)
+        return episode, await agent.play(episode, workspace, lambda turn: turn, first)
 
 
 async def test_ids_are_prompt_sample_observation_sample() -> None:
@@ -60,7 +62,8 @@ async def test_each_prompt_starts_with_the_last_one_and_its_sample() -> None:
         async def verify(self) -> Verdict:
             return Verdict(0.0)
 
-    await agent.play(episode, Echo(), lambda turn: turn)
+    first = await agent.begin(episode, lambda turn: turn)
+    await agent.play(episode, Echo(), lambda turn: turn, first)
     assert len(engine.prompts) == 6
     for before, after in zip(said, engine.prompts[1:], strict=False):
         assert after[: len(before)] == before
@@ -111,14 +114,22 @@ async def test_a_deadline_used_up_by_commands_is_the_policys_else_not() -> None:
     assert status is Status.TIMEOUT
 
     class Slow(Scripted):
+        """Answers so many turns, then never again."""
+
+        left = 1
+
         async def generate(self, ids: list[int], sampling: Sampling) -> Sample:
-            import asyncio
+            self.left -= 1
+            if self.left < 0:
+                await asyncio.Event().wait()
+            return await super().generate(ids, sampling)
 
-            await asyncio.Event().wait()
-            raise AssertionError
-
-    with pytest.raises(Overdue, match=r"only 0\.0 s of them in its commands"):
-        await play(Slow(then()), limits)
+    with pytest.raises(Overdue, match=r"by turn 1, only 0\.0 s of them in its commands"):
+        await play(Slow(then("true\n")), limits)
+    mute = Slow(then())
+    mute.left = 0
+    with pytest.raises(Overdue, match="too slow for the first turn"):
+        await play(mute, limits)
 
 
 async def test_a_policy_that_removes_its_own_directory_broke_it() -> None:
