@@ -95,6 +95,9 @@ class Algorithm(Section):
     """Bound of the loss for negative advantages; null switches it off."""
     value_clip: Annotated[float, Field(gt=0)] = 0.2
     """Clip of the value update."""
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    """The policy stops learning from a batch once it is this far (KL, nats per token) from the one that
+    sampled it; the critic goes on. null never stops."""
     kl_coef: NotNegative = 0.0
     """Weight of the KL to the reference in the loss; 0 needs no reference model."""
     kl_estimator: Literal["k1", "k2", "k3", "k3+"] = "k3+"

@@ -128,7 +128,8 @@ class Learner:
         """All optimiser steps of one PPO step. Returns means over them, and over action tokens.
 
         With `train_policy` false only the critic learns: no policy loss, no entropy bonus, no KL, no step.
-        A step whose gradient is not finite is skipped and counted in `nonfinite`.
+        So it is for the rest of the batch once the policy has moved by `algorithm.target_kl`. A step
+        whose gradient is not finite is skipped and counted in `nonfinite`.
         """
         logged: dict[str, list[float]] = defaultdict(list)
         for epoch in range(self.trainer.ppo_epochs):
@@ -138,9 +139,13 @@ class Learner:
                     logged["first_ratio_error"].append(found.get("ratio_error", 0.0))
                 for name, number_found in found.items():
                     logged[name].append(number_found)
+                train_policy = train_policy and not found["stopped"]
         nonfinite = sum(logged.pop("skipped"))
         means = {name: sum(values) / len(values) for name, values in logged.items()}
-        return means | {"nonfinite": nonfinite, "optimizer_steps": float(len(logged["loss_value"]))}
+        return {"loss_policy": 0.0, **means} | {
+            "nonfinite": nonfinite,
+            "optimizer_steps": float(len(logged["loss_value"])),
+        }
 
     def _minibatch(self, batch: Batch, minibatch: MiniBatch, train_policy: bool) -> Numbers:
         """One optimiser step of the critic and, if wanted, of the policy."""
@@ -153,7 +158,9 @@ class Learner:
                 found |= self._policy_pass(part, count)
             for name, number in found.items():
                 sums[name] = max(sums[name], number) if name == "ratio_error" else sums[name] + number
-        return {"loss_policy": 0.0, **sums, **self._move(train_policy)}
+        target = self.algorithm.target_kl
+        stopped = train_policy and target is not None and sums["step_kl"] > target
+        return {**sums, **self._move(train_policy and not stopped), "stopped": float(stopped)}
 
     def _critic_pass(self, part: Batch, count: float) -> Numbers:
         values = value(self.critic, part.ids, part.mask, self.half)
@@ -195,6 +202,8 @@ class Learner:
         if train_policy:
             norm, moved = optim.step(self.policy_optimizer, optim.squared_norm(self.policy_optimizer), limit)
             found |= {"grad_norm_policy": norm, "skipped": found["skipped"] + float(not moved)}
+        else:  # what a stopped pass has left must not be in the next step
+            self.policy_optimizer.zero_grad(set_to_none=True)
         return found
 
     def _score(self, model: nn.Module, part: Batch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_kit import made_episodes, small_learner
 
+from orchestrator.schema import Config
 from trainer import model, optim
 from trainer.batch import Batch, divide
 from trainer.checkpoint import save_model
@@ -170,6 +171,25 @@ def test_while_only_the_critic_learns_the_policy_does_not_move() -> None:
     assert all(torch.equal(x, before[name]) for name, x in learner.policy.state_dict().items())
     assert not learner.policy_optimizer.state_dict()["state"]
     assert learner.critic.head.weight.abs().sum() > 0
+
+
+def test_a_policy_that_has_moved_far_enough_waits_for_the_next_batch() -> None:
+    config = Config.model_validate(
+        {
+            "model": {"dtype": "float32"},
+            "algorithm": {"target_kl": 1e-12},
+            "trainer": {"ppo_epochs": 2, "policy_lr": 1e-3},
+        }
+    )
+    learner, whole = small_learner(config), Batch.of(made_episodes())
+    division = divide(whole.lengths, 2, 1000)
+    learner.prepare(whole, division)
+    found = learner.update(whole, division, train_policy=True)
+    # the first minibatch moves it, the second finds it too far; the critic makes all four steps
+    assert {int(s["step"]) for s in learner.policy_optimizer.state_dict()["state"].values()} == {1}
+    assert {int(s["step"]) for s in learner.critic_optimizer.state_dict()["state"].values()} == {4}
+    assert found["stopped"] == 1 / 4 and found["step_kl"] > 0
+    assert all(p.grad is None for p in learner.policy.parameters())
 
 
 def test_at_first_the_returns_are_the_rewards_to_go() -> None:
