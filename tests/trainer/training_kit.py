@@ -22,8 +22,6 @@ from trainer.model import freeze, make_critic, tiny_policy
 from trainer.tasks import Task, Verify, write_tasks
 from trainer.train import Training
 
-torch.set_num_threads(1)  # such small models only wait for a second thread
-
 
 @dataclass
 class Desk:
@@ -71,7 +69,7 @@ def small_config(folder: Path, tasks: int = 4, **trainer: Any) -> Config:
     write_tasks(data, [Task(f"t{n}", f"{n} $ ", Verify("true")) for n in range(tasks)])
     return Config.model_validate(
         {
-            "training": {"gpus_per_node": 0, "cpus": 1, "peer_grace": 1},
+            "training": {"gpus_per_node": 0, "cpus": torch.get_num_threads(), "peer_grace": 1},
             "model": {"dtype": "float32", "warmstart_steps": 0},
             "data": {"train": str(data)},
             "rollout": {
