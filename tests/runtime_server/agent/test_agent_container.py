@@ -66,11 +66,11 @@ async def test_works_in_an_empty_container(contained: tuple[str, AgentConnection
     name, agent, place = contained
     missing = await agent.exec(["sh"], cwd=None, env={}, stdin=None, timeout_s=5, max_output=1000)
     assert missing.exit_code == 127
-    await agent.write_file("/work/hello", b"bytes \xff")
+    await agent.write_file("/data/hello", b"bytes \xff")
     assert (place / "root" / "work" / "hello").read_bytes() == b"bytes \xff"
     program = build.agent_binary().read_bytes()  # a static program that is at hand
     await agent.write_file("/bin/tool", program, mode=0o755)
-    ran = await agent.exec(["/bin/tool"], cwd="/work", env={}, stdin=None, timeout_s=5, max_output=1000)
+    ran = await agent.exec(["/bin/tool"], cwd="/data", env={}, stdin=None, timeout_s=5, max_output=1000)
     assert ran.exit_code == 2 and b"usage" in ran.stderr.data
     with pytest.raises(AgentError):
         await agent.read_file("/dev/zero", 10)
