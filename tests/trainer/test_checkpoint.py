@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 from training_kit import made_episodes, small_learner
 
 from orchestrator.schema import Config
@@ -136,6 +138,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, learner: Learner) -
 
 def test_a_kill_at_any_instant_of_saving_leaves_the_previous_one(tmp_path: Path, learner: Learner) -> None:
     store, draw_pause, step = Checkpoints(tmp_path, keep=2), random.Random(4), 0
+    # tqdm's own lock is shared with forked children: one that is killed while it holds it would stop us
+    tqdm.set_lock(threading.RLock())
     for _ in range(10):
         said, say = os.pipe()
         if (child := os.fork()) == 0:
