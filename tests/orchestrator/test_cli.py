@@ -275,7 +275,7 @@ def test_following_tells_each_thing_once(launched: Launched, memory: MemorySched
     follow.ending(launched.run, look, console)
     text = text_of(console)
     assert text.count("runtime ready at http://h:1") == 1
-    assert text.count("step   3/60   success  20%   reward 0.500   1,234 tok/s") == 1
+    assert text.count("step   3/50   success  20%   reward 0.500   1,234 tok/s") == 1
     assert "success rate by step" in text and "ended     success" in text
     assert runs.exit_code_of(look) == 0
 

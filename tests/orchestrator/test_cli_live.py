@@ -95,7 +95,7 @@ def nothing_left(run: RunDirectory) -> bool:
 def test_a_followed_run_ends_with_its_curve(shell: Shell) -> None:
     code, output = shell.run(*shell.launch("--follow"))
     assert code == 0, output
-    assert output.index("runtime ready at http://127.0.0.1:") < output.index("step  12/60   success  92%")
+    assert output.index("runtime ready at http://127.0.0.1:") < output.index("step  12/50   success  92%")
     assert "success rate by step" in output and "ended     success" in output and "\x1b" not in output
     run = shell.the_run()
     result = run.read(run.result, Result)

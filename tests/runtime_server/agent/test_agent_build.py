@@ -32,6 +32,8 @@ def test_binary_is_static(binary: Path) -> None:
     assert os.access(binary, os.X_OK)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # the first time, the compiler builds its libc for the other machine type
 def test_both_machine_types() -> None:
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("cross-compiling needs the ziglang package")
