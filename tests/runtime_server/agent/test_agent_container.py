@@ -67,7 +67,7 @@ async def test_works_in_an_empty_container(contained: tuple[str, AgentConnection
     missing = await agent.exec(["sh"], cwd=None, env={}, stdin=None, timeout_s=5, max_output=1000)
     assert missing.exit_code == 127
     await agent.write_file("/data/hello", b"bytes \xff")
-    assert (place / "root" / "work" / "hello").read_bytes() == b"bytes \xff"
+    assert (place / "root" / "data" / "hello").read_bytes() == b"bytes \xff"
     program = build.agent_binary().read_bytes()  # a static program that is at hand
     await agent.write_file("/bin/tool", program, mode=0o755)
     ran = await agent.exec(["/bin/tool"], cwd="/data", env={}, stdin=None, timeout_s=5, max_output=1000)
