@@ -36,7 +36,7 @@ def publish_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         _rename(beside, path, data)
-    except BaseException:
+    except BaseException:  # whatever it was, an interrupt too: no half-written file stays
         with contextlib.suppress(OSError):
             beside.unlink()
         raise

@@ -182,7 +182,7 @@ def launch(request: Request, scheduler: Scheduler) -> Launched:
     try:
         taken = _take_code(request, run)
         plan = _write(request, run, secrets, taken)
-    except BaseException:
+    except BaseException:  # an interrupt too: a run that was not launched leaves nothing
         shutil.rmtree(run.root, ignore_errors=True)  # nobody has heard of it yet
         raise
     return Launched(run, plan, _submit_all(run, plan, scheduler), taken.left_out)

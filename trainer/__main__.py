@@ -137,7 +137,6 @@ def set_environment(run: RunDirectory, config: Config) -> None:
         # How long a thread that waits for the others spins before it sleeps. By default almost for ever: when
         # sandboxes or other jobs use the same CPUs, the spinning ones keep the working one from running.
         "GOMP_SPINCOUNT": "1000",
-        "OMP_WAIT_POLICY": "PASSIVE",  # sandboxes and their server want the cores that spinning would burn
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the weights must be live in this process
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",

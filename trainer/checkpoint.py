@@ -169,7 +169,7 @@ def publish_directory(target: Path, write: Callable[[Path], None]) -> None:
         if target.exists():  # steps that are done again after an older checkpoint was chosen
             target.rename(target.parent / f"{_SAVING}{target.name}.old.{secrets.token_hex(4)}")
         beside.rename(target)
-    except BaseException:
+    except BaseException:  # an interrupt too: no half-written checkpoint stays
         shutil.rmtree(beside, ignore_errors=True)
         raise
     fsync_directory(target.parent)
