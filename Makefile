@@ -1,6 +1,6 @@
 # make demo    set up, then train a small policy by PPO in real sandboxes and show its learning curve
 # make test    set up, then run every test
-# make check   style and types        make fast    tests that need neither container nor vLLM
+# make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
 # make bench   every benchmark, one JSON line each
 .PHONY: demo test fast check bench setup clean
 PY := .venv/bin/python

@@ -29,6 +29,7 @@ from orchestrator.peer import ask_health, runtime_health
 from orchestrator.processes import labelled
 
 RUNTIME, TRAINING = Role.RUNTIME, Role.TRAINING
+FIRST, SECOND = f"first-{os.getpid()}", f"second-{os.getpid()}"  # tests run side by side, and settling kills
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "PYTHONPATH": str(REPOSITORY),
@@ -178,7 +179,7 @@ def test_the_wrapper_imports_little() -> None:
 # --- settling ----------------------------------------------------------------------------------------
 
 
-def settle(pair: Pair, role: Role, code: int, wanted: str, nonce: str = "n1") -> int:
+def settle(pair: Pair, role: Role, code: int, wanted: str, nonce: str = FIRST) -> int:
     command = [
         sys.executable,
         "-m",
@@ -206,18 +207,18 @@ def test_settle_says_what_the_wrapper_could_not(pair: Pair, code: int, wanted: s
 
 def test_settle_ends_what_is_left_of_that_life_only(pair: Pair) -> None:
     ours, others = (
-        subprocess.Popen(["sleep", "1000"], env={Env.NONCE.value: nonce}) for nonce in ("n1", "n2")
+        subprocess.Popen(["sleep", "1000"], env={Env.NONCE.value: nonce}) for nonce in (FIRST, SECOND)
     )
     assert settle(pair, RUNTIME, 137, "") == 0
     assert ours.wait(5) == -signal.SIGTERM
-    assert labelled(Env.NONCE, "n2") == [others.pid]
+    assert labelled(Env.NONCE, SECOND) == [others.pid]
     others.kill()
     others.wait(5)
 
 
 def test_settle_completes_an_end_that_was_cut_short(pair: Pair) -> None:
     """The wrapper was killed between the result and the flag: what it had said stays."""
-    attempt = pair.run.take_attempt(TRAINING, "n1")
+    attempt = pair.run.take_attempt(TRAINING, FIRST)
     said = Result(
         run_id=pair.run.run_id, attempt=attempt, job_id="", outcome="success", reason="done", exit_code=0
     )
@@ -232,9 +233,9 @@ def test_settle_completes_an_end_that_was_cut_short(pair: Pair) -> None:
 def test_settle_leaves_a_later_attempt_alone(pair: Pair, known: bool) -> None:
     """Neither writes over it nor, by taking a number of its own, supersedes it."""
     if known:
-        pair.run.take_attempt(TRAINING, "n1")
-    later = pair.run.take_attempt(TRAINING, "n2")
-    assert settle(pair, TRAINING, 143, " stop", nonce="n1") == 0
+        pair.run.take_attempt(TRAINING, FIRST)
+    later = pair.run.take_attempt(TRAINING, SECOND)
+    assert settle(pair, TRAINING, 143, " stop", nonce=FIRST) == 0
     assert (pair.result(), pair.complete(), pair.run.latest_attempt(TRAINING)) == (None, None, later)
 
 

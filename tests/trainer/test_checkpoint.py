@@ -7,15 +7,16 @@ import os
 import random
 import resource
 import signal
-import threading
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
 from training_kit import made_episodes, small_learner
 
 from orchestrator.schema import Config
@@ -136,25 +137,39 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, learner: Learner) -
     assert store.newest() is None
 
 
-def test_a_kill_at_any_instant_of_saving_leaves_the_previous_one(tmp_path: Path, learner: Learner) -> None:
+@pytest.fixture
+def saver(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Write a line, read a line, of `saver.py`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # it forks
+    command = [sys.executable, str(Path(__file__).with_name("saver.py")), str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        to, back = process.stdin, process.stdout
+
+        def ask(line: int | str = "") -> str:
+            if line != "":
+                print(line, file=to, flush=True)
+            return back.readline()
+
+        yield ask
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instant_of_saving_leaves_the_previous_one(
+    tmp_path: Path, learner: Learner, saver: Callable[..., str]
+) -> None:
     store, draw_pause, step = Checkpoints(tmp_path, keep=2), random.Random(4), 0
-    # tqdm's own lock is shared with forked children: one that is killed while it holds it would stop us
-    tqdm.set_lock(threading.RLock())
     for _ in range(10):
-        said, say = os.pipe()
-        if (child := os.fork()) == 0:
-            try:
-                for following in range(step + 1, step + 1000):
-                    store.save(learner, progress(following))
-                    os.write(say, b".")
-            finally:
-                os._exit(1)
-        os.close(say)
-        assert os.read(said, 1) == b"."  # one is finished, and it is in the middle of another
+        pid = int(saver(step))
+        assert int(saver()) > step  # one is finished, and it is in the middle of another
         time.sleep(draw_pause.uniform(0.0, 0.03))  # the instant of the kill is the point of this test
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        os.close(said)
+        os.kill(pid, signal.SIGKILL)
+        while (said := saver()).strip().isdigit():
+            pass
+        assert said.split() == ["killed", "by", "-9"]
         newest = store.newest()
         assert newest is not None and is_whole(newest)
         found = restore(newest, small_learner(seed=3)).step

@@ -19,7 +19,8 @@ from pathlib import Path
 from runtime_server.agent import AgentConnection, AgentListener, Finished
 
 CAPABILITIES = "-all,+chown,+dac_override,+fowner,+setuid,+setgid,+kill"
-NOBODY = 54321  # a user that no other process of this machine has, so that its process limit is ours alone
+# a user that no other process of this machine has, so that its process limit is ours alone
+NOBODY = 100_000 + os.getpid()
 
 
 @dataclass

@@ -59,6 +59,7 @@ def package(tmp_path: Path) -> Path:
     return Path(shutil.copytree(build.SOURCE, tmp_path / "agent", ignore=ignored))
 
 
+@pytest.mark.slow
 def test_rebuilt_only_when_the_source_changed(package: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("compiles with the system's gcc")

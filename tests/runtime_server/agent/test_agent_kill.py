@@ -122,7 +122,7 @@ async def test_programs_that_do_not_want_to_die(sandbox: Sandbox, hostile: str, 
     started = time.monotonic()
     script = f"echo x; {hostile} {mode} & {hostile} {mode} & wait; sleep 777"
     done = await sandbox.sh(script, timeout_s=0.5)
-    assert done.timed_out and time.monotonic() - started < 4
+    assert done.timed_out and time.monotonic() - started < 10
     assert await sandbox.processes() == []
 
 
