@@ -156,6 +156,11 @@ def default_sandboxes(config: Runtime) -> Sandboxes:
 def _add_routes(app: FastAPI, api: Api) -> None:
     boxes = api.sandboxes
 
+    # first, for routes are tried in order and this is what nearly every request wants
+    @app.post("/v1/sandboxes/{identity}/exec")
+    async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
+        return await while_connected(request, boxes.exec(identity, body))
+
     @app.get("/health")
     async def health(request: Request) -> Response:
         return api.health(known=bool(request.scope.get("authorized")))
@@ -191,10 +196,6 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     @app.post("/v1/sandboxes/{identity}/kill")
     async def kill(identity: str) -> Response:
         return await api.kill(identity)
-
-    @app.post("/v1/sandboxes/{identity}/exec")
-    async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
-        return await while_connected(request, boxes.exec(identity, body))
 
     @app.put("/v1/sandboxes/{identity}/files")
     async def write(request: Request, identity: str, path: Path_, mode: Mode = "644") -> Response:
