@@ -12,7 +12,7 @@ test: setup
 	@$(PY) -m pytest
 
 fast: setup
-	@$(PY) -m pytest -n 4 -m "not container and not vllm and not slow"
+	@$(PY) -m pytest -n 4 -m "not container and not vllm and not cluster and not slow"
 
 check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
