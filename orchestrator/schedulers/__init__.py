@@ -1,7 +1,7 @@
 """The scheduler port: the one narrow door between a run and whatever starts its jobs.
 
 What it is
-    `Scheduler` is a protocol of seven verbs, `JobSpec` is what goes in and `JobInfo` is what comes out.
+    `Scheduler` is a protocol of eight verbs, `JobSpec` is what goes in and `JobInfo` is what comes out.
     `open_scheduler` finds the class behind a kind of scheduler; the classes live beside this file.
 
 How to use it
@@ -24,7 +24,7 @@ from typing import Protocol
 
 from orchestrator.errors import OrchestrateError
 
-__all__ = ["JobInfo", "JobSpec", "JobState", "Scheduler", "SchedulerError", "open_scheduler"]
+__all__ = ["JobInfo", "JobSpec", "JobState", "OwnJob", "Scheduler", "SchedulerError", "open_scheduler"]
 
 
 class SchedulerError(OrchestrateError):
@@ -81,6 +81,18 @@ class JobInfo:
     raw: str = ""
 
 
+@dataclass(frozen=True)
+class OwnJob:
+    """A job of ours as its label says: run, role and token stand in the job itself (Slurm: its comment)."""
+
+    info: JobInfo
+    run_id: str
+    role: str
+    token: str
+    run_dir: str = ""
+    """Working directory of the job, where the scheduler tells it."""
+
+
 class Scheduler(Protocol):
     """What a run asks of a scheduler. Every method may raise SchedulerError, `query` only for misuse:
     when the scheduler does not answer, each job's state is UNKNOWN."""
@@ -113,6 +125,14 @@ class Scheduler(Protocol):
 
     def find(self, token: str) -> str | None:
         """Id of the job that was submitted with this token, or None."""
+        ...
+
+    def mine(self) -> list[OwnJob]:
+        """Every job of this user that carries our label and is not over, whichever run it belongs to.
+
+        An array counts by its tasks. Raises SchedulerError when the scheduler does not answer: an empty
+        list is a fact, never a guess.
+        """
         ...
 
 

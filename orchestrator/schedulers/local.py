@@ -30,7 +30,7 @@ from pathlib import Path
 
 from orchestrator.durable import fsync_directory, read_bytes
 from orchestrator.processes import Process
-from orchestrator.schedulers import JobInfo, JobSpec, JobState, SchedulerError
+from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, SchedulerError
 from orchestrator.schedulers.local_files import JobFiles, JobRecord, LocalSpec
 
 _ACKNOWLEDGE_S = 2.0
@@ -126,6 +126,14 @@ class LocalScheduler:
         if record is not None and record.over:
             return self._info(job_id)
         return JobInfo(job_id, JobState.GONE, "its supervisor was killed", None, host)
+
+    def mine(self) -> list[OwnJob]:
+        infos = [self._info(str(number)) for number in sorted(self._numbers())]
+        return [self._own(info) for info in infos if info.state not in (JobState.ENDED, JobState.GONE)]
+
+    def _own(self, info: JobInfo) -> OwnJob:
+        spec = self._files(info.job_id).spec().spec()
+        return OwnJob(info, spec.run_dir.name, spec.role, spec.token, str(spec.run_dir))
 
     # --- requests ---
 

@@ -33,6 +33,19 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.clean()
 
 
+def test_mine_lists_every_job_that_is_not_over(bench: Bench) -> None:
+    over, held = bench.submit("true\n"), bench.submit("true\n", held=True, token="of.mine", role="training")
+    bench.ended(over)
+    (own,) = bench.scheduler.mine()
+    assert (own.info.job_id, own.info.state, own.role, own.token) == (
+        held,
+        JobState.HELD,
+        "training",
+        "of.mine",
+    )
+    assert own.run_id == bench.root.name and own.run_dir == str(bench.root)
+
+
 # --- queue -------------------------------------------------------------------------------------------
 
 
