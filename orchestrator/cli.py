@@ -1,4 +1,4 @@
-"""The command line: `orchestrate launch | status | list | logs | cancel | config`.
+"""The command line: `orchestrate launch | status | list | logs | cancel | why | …`.
 
 What it is
     Declarations only. Each command imports what it needs when it runs, so `--help` and completion take
@@ -11,7 +11,7 @@ Exit codes
     0 success; 1 it failed; 2 bad input; 130 Ctrl-C; `--follow` exits with what the run ended with.
 
 What it does not do
-    No logic: see cli_launch, cli_runs and cli_config beside it.
+    No logic: see cli_launch, cli_runs, cli_why and the other cli_ modules beside it.
 """
 
 from __future__ import annotations
@@ -160,6 +160,23 @@ def cancel(run: str | None, timeout: float, runs_dir: Path | None, as_json: bool
     from orchestrator import cli_runs
 
     cli_runs.cancel(run, timeout, runs_dir, as_json)
+
+
+@cli.command()
+@_run
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Watch the heartbeats of running jobs for so long; default: one and a half beats, at most.",
+)
+@_runs_dir
+@_json
+def why(run: str | None, wait: float | None, runs_dir: Path | None, as_json: bool) -> None:
+    """Say why a run is pending, stuck or failed, and what to type next."""
+    from orchestrator import cli_why
+
+    raise SystemExit(cli_why.main(run, wait, runs_dir, as_json))
 
 
 @cli.group()

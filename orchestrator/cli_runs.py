@@ -6,7 +6,9 @@ What it does not do
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from orchestrator import follow, runs, view
 from orchestrator.config import load
 from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_bytes
+from orchestrator.errors import OrchestrateError
 from orchestrator.runs import Log, RunView
 from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
 
@@ -27,8 +30,18 @@ def runs_directory(given: Path | None) -> Path:
     return (given or Path(load(None).config.run.runs_dir).expanduser()).absolute()
 
 
-def _find(name: str | None, runs_dir: Path | None) -> RunDirectory:
+def find(name: str | None, runs_dir: Path | None) -> RunDirectory:
+    """The run that is meant. Raises RunNotFound, NotARun."""
     return runs.find_run(runs_directory(runs_dir), name)
+
+
+def typed_name(run: RunDirectory, runs_dir: Path | None = None) -> str:
+    """What to type to name this run again: its short id where that finds it, else its directory."""
+    with contextlib.suppress(OrchestrateError):
+        short = view.short_id(run.run_id)
+        if runs_dir is None and runs.find_run(runs_directory(None), short).root == run.root:
+            return short
+    return shlex.quote(view.short_path(run.root))
 
 
 def scheduler_of(run: RunDirectory) -> Scheduler:
@@ -45,7 +58,7 @@ def look_at(run: RunDirectory) -> RunView:
 
 
 def status(name: str | None, runs_dir: Path | None, as_json: bool) -> None:
-    run = _find(name, runs_dir)
+    run = find(name, runs_dir)
     look = look_at(run)
     if as_json:
         click.echo(follow.as_json(look))
@@ -65,7 +78,7 @@ def list_runs(runs_dir: Path | None, limit: int, as_json: bool) -> None:
 
 
 def cancel(name: str | None, timeout: float, runs_dir: Path | None, as_json: bool) -> None:
-    run = _find(name, runs_dir)
+    run = find(name, runs_dir)
     before = look_at(run)
     after = before if before.is_over else runs.cancel(run, scheduler_of(run), timeout)
     if as_json:
@@ -112,7 +125,7 @@ class Tail:
 
 
 def logs(**options: Any) -> None:
-    run = _find(options["run"], options["runs_dir"])
+    run = find(options["run"], options["runs_dir"])
     tail = Tail(options["as_json"], options["lines"])
     if options["follow"]:
         _follow_logs(run, tail, options["role"])
