@@ -24,11 +24,29 @@ from typing import Protocol
 
 from orchestrator.errors import OrchestrateError
 
-__all__ = ["JobInfo", "JobSpec", "JobState", "OwnJob", "Scheduler", "SchedulerError", "open_scheduler"]
+__all__ = [
+    "JobInfo",
+    "JobSpec",
+    "JobState",
+    "OwnJob",
+    "RequeueRefused",
+    "Scheduler",
+    "SchedulerError",
+    "SubmissionUnknown",
+    "open_scheduler",
+]
 
 
 class SchedulerError(OrchestrateError):
     """A scheduler refused, or could not be asked. The message says what it was and what to do next."""
+
+
+class RequeueRefused(SchedulerError):
+    """This job, or this site, does not requeue: go on in another way."""
+
+
+class SubmissionUnknown(SchedulerError):
+    """The answer to a submission was lost, and the job cannot be seen (yet). It may exist, or appear."""
 
 
 class JobState(StrEnum):
@@ -79,6 +97,12 @@ class JobInfo:
     exit_code: int | None = None
     host: str = ""
     raw: str = ""
+    dependency: str = ""
+    """What a pending job waits for, as the scheduler spells it."""
+    time_left_s: int | None = None
+    """Seconds to the time limit of a running job, where the scheduler tells."""
+    task: str = ""
+    """The array task that this is about, when `job_id` is an array's."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +131,11 @@ class Scheduler(Protocol):
         """Let a held job start. Releasing a job that is not held changes nothing."""
         ...
 
-    def query(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
-        """The state of each job asked for; every id has an entry."""
+    def query(self, job_ids: Sequence[str], *, fresh: bool = False) -> dict[str, JobInfo]:
+        """The state of each job asked for; every id has an entry.
+
+        An answer may be a few seconds old, unless it is to be `fresh`: before a decision that is final.
+        """
         ...
 
     def cancel(self, job_ids: Sequence[str]) -> None:
@@ -120,7 +147,7 @@ class Scheduler(Protocol):
         ...
 
     def requeue(self, job_id: str) -> None:
-        """End the job's present life and queue it again under the same id."""
+        """End the job's present life and queue it again under the same id. Raises RequeueRefused."""
         ...
 
     def find(self, token: str) -> str | None:
@@ -139,13 +166,14 @@ class Scheduler(Protocol):
 def open_scheduler(kind: str, runs_dir: Path) -> Scheduler:
     """The scheduler of this kind. `local` keeps its state in `<runs_dir>/.local`.
 
-    Raises SchedulerError for a kind that this version does not have.
+    Raises SchedulerError where it cannot be used.
     """
     if kind == "local":
         from orchestrator.schedulers.local import LocalScheduler
 
         return LocalScheduler(runs_dir.absolute() / ".local")
-    raise SchedulerError(
-        f"the {kind} scheduler is not in this version; use scheduler.kind=local to run the same jobs on "
-        f"this machine, or --dry-run to see what would be submitted"
-    )
+    if kind == "slurm":
+        from orchestrator.schedulers.slurm import SlurmScheduler
+
+        return SlurmScheduler.here()
+    raise SchedulerError(f"there is no scheduler {kind!r}; scheduler.kind is slurm or local")

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from orchestrator.durable import fsync_directory, read_bytes
 from orchestrator.processes import Process
-from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, SchedulerError
+from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, RequeueRefused, SchedulerError
 from orchestrator.schedulers.local_files import JobFiles, JobRecord, LocalSpec
 
 _ACKNOWLEDGE_S = 2.0
@@ -103,7 +103,7 @@ class LocalScheduler:
 
     # --- questions ---
 
-    def query(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
+    def query(self, job_ids: Sequence[str], *, fresh: bool = False) -> dict[str, JobInfo]:
         return {job_id: self._info(job_id) for job_id in job_ids}
 
     def _info(self, job_id: str) -> JobInfo:
@@ -154,7 +154,7 @@ class LocalScheduler:
     def requeue(self, job_id: str) -> None:
         files = self._files(job_id)
         if job_id.isdigit() and files.root.is_dir() and not files.spec().spec().requeue:
-            raise SchedulerError(f"job {job_id} was submitted as one that must not be requeued")
+            raise RequeueRefused(f"job {job_id} was submitted as one that must not be requeued")
         self._ask(job_id, "requeue", "requeue")
 
     def _ask(self, job_id: str, verb: str, what: str, argument: str = "") -> None:

@@ -44,7 +44,7 @@ class MemoryScheduler:
     def release(self, job_id: str) -> None:
         self.jobs[job_id] = replace(self.jobs[job_id], state=JobState.PENDING)
 
-    def query(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
+    def query(self, job_ids: Sequence[str], *, fresh: bool = False) -> dict[str, JobInfo]:
         self.queries += 1
         self.script(self.queries)
         return {i: self.jobs.get(i, JobInfo(i, JobState.GONE)) for i in job_ids}
