@@ -51,6 +51,7 @@ PULL_S = 20.0
 AGENT_S = 60.0
 GONE_S = 10.0
 KNOWN_S = 30.0  # how long an answer about an image is believed
+HANG_UP_S = 1.0
 BUSY_TRIES = 4
 
 
@@ -336,8 +337,12 @@ class PodmanEngine:
         async with self._restarting:
             if self._service is None or self._state is None:
                 return False
-            if self._service.alive:
-                return False
+            # a killed process hangs up a moment before it is seen to be gone
+            seen = time.monotonic() + HANG_UP_S
+            while self._service.alive:
+                if time.monotonic() > seen:
+                    return False
+                await asyncio.sleep(0.01)
             try:
                 await self._service.start()
             except EngineError:
