@@ -3,7 +3,7 @@
 How to run it
     python -m runtime_server --run-dir R                        the runtime of a run, by its config.yaml
     python -m runtime_server [--image I] [--host H] [--port P]  alone; prints url, key file and a curl line
-    python -m runtime_server --sweep                            remove what killed servers left on this node
+    python -m runtime_server --sweep [--dry-run]                remove (list) what killed servers left here
 
     SIGTERM or SIGINT: refuse new work, give running commands `runtime.drain_timeout`, remove everything, exit
     with 0. A second signal cuts the commands short.
@@ -42,7 +42,7 @@ from orchestrator.schema import Config, Runtime
 from runtime_server.agent.build import BuildError
 from runtime_server.app import Identity, create_app, default_sandboxes
 from runtime_server.engines import EngineError
-from runtime_server.engines.state import scratch, sweep
+from runtime_server.engines.state import leftovers, scratch, sweep
 from runtime_server.errors import SandboxError
 from runtime_server.publish import Publication, address, check, identity_of, new_key
 from runtime_server.sandboxes import Sandboxes
@@ -87,7 +87,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="port to bind (default 0: a free one)")
     parser.add_argument("--verbose", action="store_true", help="log every request")
     parser.add_argument("--sweep", action="store_true", help="remove what killed servers left, then exit")
-    return parser.parse_args(argv)
+    parser.add_argument("--dry-run", action="store_true", help="with --sweep: list it, remove nothing")
+    options = parser.parse_args(argv)
+    if options.dry_run and not options.sweep:
+        parser.error("--dry-run goes with --sweep")
+    return options
 
 
 def settings(options: argparse.Namespace) -> Settings:
@@ -267,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         if options.sweep:
-            print("\n".join(str(path) for path in sweep()) or "nothing to remove")
+            found = leftovers() if options.dry_run else sweep()
+            print("\n".join(str(path) for path in found) or "nothing to remove")
             return Exit.OK
         raise_open_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

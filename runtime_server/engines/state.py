@@ -128,11 +128,16 @@ def bases() -> tuple[Path, Path]:
     return (shared if roomy else disk), disk
 
 
-def sweep(state_dir: str = "") -> list[Path]:
-    """Remove what dead servers of this user left on this node; returns the directories removed."""
+def leftovers(state_dir: str = "") -> list[Path]:
+    """Directories that dead servers of this user left on this node."""
     folders = {Path(state_dir)} if state_dir else set(bases())
     candidates = [p for base in folders for p in sorted(base.glob(f"orc-{os.getuid()}-*"))]
-    dead = [path for path in candidates if _is_dead(path)]
+    return [path for path in candidates if _is_dead(path)]
+
+
+def sweep(state_dir: str = "") -> list[Path]:
+    """Remove what dead servers of this user left on this node; returns the directories removed."""
+    dead = leftovers(state_dir)
     for path in dead:
         with contextlib.suppress(OSError):  # another server's sweep may be faster
             State(path, path).remove()
