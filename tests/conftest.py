@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from cluster.fixtures import cluster as cluster  # pytest puts this folder on the path
 from xdist.scheduler import LoadScopeScheduling
 
 # Threads of torch that wait by spinning starve the other half of a test on a small machine, by a
