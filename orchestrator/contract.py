@@ -120,6 +120,7 @@ class RunDirectory:
         self.training = at("training")
         self.metrics = at("training", "metrics.jsonl")
         self.summary = at("training", "summary.json")
+        self.checkpoint_request = at("training", "checkpoint.request")
         self.checkpoints = at("training", "checkpoints")
         self.rollouts = at("training", "rollouts")
         self.tensorboard = at("training", "tensorboard")
@@ -146,6 +147,10 @@ class RunDirectory:
     def heartbeat(self, role: str) -> Path:
         """The changing nonce of one job."""
         return self.root / role / "heartbeat"
+
+    def submissions(self, role: str) -> Path:
+        """Journal of what this role's job has submitted: a successor of its own, or of its peer."""
+        return self.root / role / "submissions.jsonl"
 
     def out(self, role: str, job_id: str) -> Path:
         return self.root / f"{role}_{job_id}.out"
@@ -188,6 +193,8 @@ class RunDirectory:
             self.ready_flag,
             self.complete_flag,
             self.result,
+            self.checkpoint_request,
+            *(self.submissions(r) for r in roles),
             *(self.status(r) for r in roles),
             *(self.heartbeat(r) for r in roles),
         ]
@@ -205,6 +212,15 @@ class RunDirectory:
             return kind.from_json(read_bytes(path).decode())
         except ValueError:
             return None
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest with every submission of the run in it, also those that its jobs made."""
+        if (manifest := self.read(self.manifest, Manifest)) is None:
+            return None
+        roles = (Role.RUNTIME, Role.TRAINING)
+        more = [row for role in roles for row in read_json_lines(self.submissions(role))]
+        everything = sorted([*manifest.submissions, *more], key=lambda entry: entry.get("number", 1))
+        return dataclasses.replace(manifest, submissions=everything)
 
     def read_text(self, path: Path) -> str:
         """A published line; "" when it is not there yet."""

@@ -40,6 +40,7 @@ from orchestrator.errors import ConfigError, LaunchError
 from orchestrator.plan import RESERVED, Context, Plan, PlannedJob, environment_file, make_plan
 from orchestrator.schedulers import JobSpec, JobState, Scheduler, SchedulerError
 from orchestrator.schema import Config
+from orchestrator.successor import spec_record
 
 PASSED = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
@@ -230,6 +231,7 @@ def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.S
         dirty=taken.dirty,
         mode=plan.mode,
         environment=capture(),
+        jobs={job.role: spec_record(_spec(run, job, None)) for job in plan.jobs},
         settings=dataclasses.asdict(plan.settings),
     )
 

@@ -27,7 +27,6 @@ from orchestrator.command import reaping
 from orchestrator.contract import (
     CompleteFlag,
     JobStatus,
-    Manifest,
     Outcome,
     Pulse,
     ReadyFlag,
@@ -122,8 +121,8 @@ class Peer:
 
     @property
     def job_id(self) -> str:
-        """From the manifest as it is now: the launcher may still be submitting."""
-        manifest = self.run.read(self.run.manifest, Manifest)
+        """From the journals as they are now: the launcher may still be submitting, a successor be new."""
+        manifest = self.run.read_manifest()
         return manifest.job_id(self.role) if manifest else ""
 
     def status(self) -> JobStatus | None:
@@ -136,7 +135,25 @@ class Peer:
         status = self.status()
         if status is None or status.phase != "ended" or status.outcome == Outcome.REQUEUED:
             return ""
+        if status.outcome == Outcome.CANCELLED and self._lives():
+            return ""  # it got TERM and could not know why; the scheduler will live it again, or end it
         return f"{status.outcome}: {status.reason}"
+
+    def _lives(self) -> bool:
+        """Whether the scheduler leaves a doubt about its end."""
+        info = self.info()
+        return info is not None and info.state not in OVER
+
+    def returning(self) -> bool:
+        """Whether it is known to be coming back: it said so, waits in the queue, or starts again."""
+        latest = self.run.latest_attempt(self.role)
+        status = self.run.read(self.run.status(self.role), JobStatus)
+        if not latest or status is None:
+            return False
+        if status.attempt < latest or status.phase == "starting" or status.outcome == Outcome.REQUEUED:
+            return True
+        info = self.info()
+        return info is not None and info.state in (JobState.PENDING, JobState.HELD)
 
     def info(self) -> JobInfo | None:
         """The scheduler's word, at most `query_every` seconds old; None without a scheduler or a job id."""
@@ -166,8 +183,8 @@ class Peer:
 class RuntimeWatch:
     """The training job's eye on the runtime."""
 
-    def __init__(self, peer: Peer, mode: str) -> None:
-        self.peer, self.mode = peer, mode
+    def __init__(self, peer: Peer, mode: str, revive: Callable[[str], bool] = lambda why: False) -> None:
+        self.peer, self.mode, self.revive = peer, mode, revive
         self.last = Health("the runtime was not asked yet")
         # within the grace there is time for three questions: one lost packet must not end a run
         self.timeout_s = min(HEALTH_TIMEOUT_S, peer.settings.peer_grace / 3)
@@ -194,11 +211,16 @@ class RuntimeWatch:
             self._lost_since = None
         elif self._lost_since is None:
             self._lost_since = asked
-        if (why := self.gone()) is not None or self._lost_since is None:
-            return why
-        lost = time.monotonic() - self._lost_since
-        grace = self.peer.settings.peer_grace
-        return f"no runtime for {lost:.0f} s: {self.last.problem}" if lost >= grace else None
+        why = self.gone()
+        if why is None and self._lost_since is None:
+            return None
+        lost = time.monotonic() - (self._lost_since or asked)
+        grace, more = self.peer.settings.peer_grace, self.peer.settings.failover_timeout
+        if lost < grace + more and why is not None and self.revive(why):
+            return None
+        if why is None and lost >= grace and (lost >= grace + more or not self.peer.returning()):
+            return f"no runtime for {lost:.0f} s: {self.last.problem}"
+        return why
 
 
 class TrainingWatch:

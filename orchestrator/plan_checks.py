@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.plan_slurm import refused
 from orchestrator.quantities import clock
 from orchestrator.schema import Config
 
@@ -18,6 +19,7 @@ from orchestrator.schema import Config
 def contradictions(config: Config, mode: str) -> list[str]:
     """What makes a run impossible, one line each, with the assignment that mends it."""
     found = [*_lengths(config), *_batches(config), *_devices(config), *_times(config, mode)]
+    found += _processes(config) if "training" in roles_of(mode) else []
     return [*found, *_sandboxes(config), *_scheduler(config)]
 
 
@@ -29,6 +31,28 @@ def worries(config: Config, mode: str) -> list[str]:
 def gpus(config: Config) -> int:
     """GPUs of the training job over all its nodes."""
     return config.training.nodes * config.training.gpus_per_node
+
+
+def launcher_of(config: Config) -> str:
+    """How the training processes start: none (one process) or torchrun."""
+    training = config.training
+    several = training.nodes > 1 or training.gpus_per_node > 1
+    return training.launcher if training.launcher != "auto" else "torchrun" if several else "none"
+
+
+def totals(config: Config) -> list[str]:
+    """What is configured per GPU or per node, with what it comes to over the whole training job."""
+    training, processes = config.training, config.training.nodes * max(1, config.training.gpus_per_node)
+    if processes == 1:
+        return []
+    shape = f"{training.nodes} nodes × {max(1, training.gpus_per_node)}"
+    tokens = config.trainer.micro_batch_tokens
+    return [
+        f"{shape} = {processes} training processes ({launcher_of(config)})",
+        f"{training.cpus} CPUs × {training.nodes} nodes = {training.cpus * training.nodes} CPUs, "
+        f"{training.cpus // max(1, training.gpus_per_node)} a process",
+        f"{tokens} tokens a GPU × {processes} = {tokens * processes} tokens per forward pass",
+    ]
 
 
 # --- refused -----------------------------------------------------------------------------------------
@@ -88,6 +112,26 @@ def _devices(config: Config) -> Iterator[str]:
         yield f"training.gpu_type={config.training.gpu_type} without GPUs: set training.gpus_per_node=1"
 
 
+def _processes(config: Config) -> Iterator[str]:
+    """Nodes, tasks and GPUs: one task on each node, which starts one process for each of its GPUs."""
+    training, per_node = config.training, max(1, config.training.gpus_per_node)
+    if launcher_of(config) == "none" and training.nodes > 1:
+        yield (
+            f"training.launcher=none starts one process, and {training.nodes - 1} of {training.nodes} nodes "
+            f"would stay idle: set training.launcher=torchrun, or training.nodes=1"
+        )
+    if launcher_of(config) == "none" and per_node > 1:
+        yield (
+            f"training.launcher=none starts one process for {per_node} GPUs: "
+            f"set training.launcher=torchrun, or training.gpus_per_node=1"
+        )
+    if training.cpus < per_node:
+        yield (
+            f"{per_node} processes a node (one per GPU) share {training.cpus} CPUs: "
+            f"set training.cpus={per_node} or more"
+        )
+
+
 def _divisors(number: int) -> str:
     return " or ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
@@ -128,16 +172,14 @@ def _sandboxes(config: Config) -> Iterator[str]:
 
 
 def _scheduler(config: Config) -> Iterator[str]:
-    if config.scheduler.kind != "local":
+    if config.scheduler.kind == "slurm":
+        yield from refused(config.scheduler)
         return
     for role, job in (("runtime", config.runtime), ("training", config.training)):
         if job.nodes > 1:
             yield f"{role}.nodes={job.nodes}, but the local scheduler is one machine: set {role}.nodes=1"
-    if config.scheduler.on_timeout in ("array", "chain"):
-        yield (
-            f"scheduler.on_timeout={config.scheduler.on_timeout} needs Slurm: "
-            f"set scheduler.on_timeout=requeue or stop"
-        )
+    if config.scheduler.on_timeout == "array":
+        yield "scheduler.on_timeout=array needs Slurm: set scheduler.on_timeout=requeue, chain or stop"
 
 
 def roles_of(mode: str) -> tuple[str, ...]:

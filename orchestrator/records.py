@@ -50,6 +50,7 @@ class Exit(IntEnum):
     PEER_GONE = 69  # EX_UNAVAILABLE: the other job died or never became ready
     SOFTWARE = 70  # EX_SOFTWARE: the training stopped itself (collapse alarm, failed probe)
     REQUEUE = 85  # checkpoint written, please requeue: the batch shell asks the scheduler
+    AGAIN = 86  # of the runtime's wrapper: the server died, the stub starts a new life in the same job
 
 
 class Outcome(StrEnum):
@@ -175,13 +176,18 @@ class JobStatus(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Submission(Record):
-    """One entry of the manifest's journal. state: intent → submitted → confirmed (or failed)."""
+    """One entry of a journal of submissions. state: intent → submitted → confirmed (or failed).
+
+    The launcher's journal is in the manifest; a job that submits a successor, its own or its peer's, keeps
+    one of its own (`RunDirectory.submissions`). `number` counts the submissions of a role.
+    """
 
     role: str
     token: str
     state: str
     job_id: str = ""
     scheduler: str = ""
+    number: int = 1
     at: float = field(default_factory=time.time)
 
 
@@ -199,6 +205,13 @@ class Settings(Record):
     start_policy: str = "release-on-ready"  # or "after"
     on_timeout: str = "requeue"  # requeue | array | chain | stop
     max_restarts: int = 3
+    signal_lead: float = 90.0  # the warning comes so long before the time limit, or up to a minute earlier
+    runtime_max_restarts: int = 0  # how often the runtime may live again; 0: its death ends the run
+    failover_timeout: float = 0.0  # training waits so much longer for a runtime known to be coming back
+    launcher: str = "none"  # or torchrun: one process per GPU, on every node
+    nodes: int = 1  # of the training job, as the two below
+    processes: int = 1  # per node
+    cpus: int = 0  # per node; 0: not known
     runtime_command: list[str] = field(default_factory=list)
     training_command: list[str] = field(default_factory=list)
     sweep_command: list[str] = field(default_factory=list)  # removes what a killed server left on its node
@@ -227,6 +240,8 @@ class Manifest(Record):
     mode: str = "run"  # run | runtime-only | runtime-url
     environment: dict[str, str] = field(default_factory=dict)
     submissions: list[dict[str, Any]] = field(default_factory=list)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # `JobSpec` by role, to submit it again
+    lives_before: dict[str, int] = field(default_factory=dict)  # attempts by role that count for no limit
     settings: dict[str, Any] = field(default_factory=dict)  # fields of `Settings`
 
     def job_settings(self) -> Settings:

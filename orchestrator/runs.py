@@ -133,8 +133,8 @@ def _few(runs: Sequence[RunDirectory]) -> str:
 
 
 def manifest_of(run: RunDirectory) -> Manifest:
-    """The manifest of a run. Raises NotARun when it cannot be read."""
-    found = run.read(run.manifest, Manifest)
+    """The manifest of a run, with every submission in it. Raises NotARun when it cannot be read."""
+    found = run.read_manifest()
     if found is None:
         raise NotARun(f"{run.manifest} is not readable as a manifest; the run was damaged from outside")
     return found

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from orchestrator.quantities import Mebibytes, Seconds
+from orchestrator.quantities import Mebibytes, Seconds, parse_seconds
 from orchestrator.schema_training import Algorithm, Data, Model, Rollout, Section, Trainer
 
 
@@ -46,7 +46,7 @@ class Scheduler(Section):
     on_timeout: Literal["requeue", "array", "chain", "stop"] = "requeue"
     """What happens at the walltime, once a checkpoint was written."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often a job may be requeued; only after progress."""
+    """How often the training job may live again; only after progress. An array has one task more."""
 
 
 class Job(Section):
@@ -102,6 +102,12 @@ class Runtime(Job):
     """Name or address that the training job uses; empty means this node's own."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the server; 0 takes a free one."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often the runtime may come back after it had served: a crashed server, the walltime, a lost
+    node; 0 means that its death ends the run."""
+    failover_timeout: Annotated[int, BeforeValidator(parse_seconds), Field(ge=0)] = 600
+    """How much longer than `training.peer_grace` the training waits for a runtime that is known to be
+    coming back; 0 never waits longer and submits no successor."""
     ready_timeout: Seconds = 600
     """How long the training job waits for the server to become ready."""
     max_parallel_sandboxes: Annotated[int, Field(ge=1)] = 64
@@ -116,6 +122,8 @@ class Runtime(Job):
     """Node-local directory for sockets and container storage; empty means one is made under TMPDIR."""
     image_store: str = ""
     """Node-local store of images, read-only to the server; empty means the one that set-up filled."""
+    image_archives: list[str] = Field(default_factory=list)
+    """Tar archives of images on the shared filesystem; a node loads them once into its own store."""
     sandbox: Sandbox = Field(default_factory=Sandbox)
 
 
@@ -126,6 +134,9 @@ class Training(Job):
     """GPUs per node; 0 trains on CPUs."""
     gpu_type: str = ""
     """GRES type of the GPUs, where the site names one: a100, 1g.10gb."""
+    launcher: Literal["auto", "none", "torchrun"] = "auto"
+    """How the training processes start: one process, or `torchrun` with one process per GPU, on several
+    nodes through `srun`. `auto` takes torchrun when there is more than one node or GPU."""
     command: Literal["native"] = "native"
     """What trains: the built-in PPO."""
     peer_grace: Seconds = 60

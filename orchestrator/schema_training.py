@@ -141,6 +141,9 @@ class Trainer(Section):
     """Where checkpoints go; empty means `training/checkpoints` of the run."""
     rollout_dir: str = ""
     """Where trajectories are written; empty means `training/rollouts` of the run."""
+    autoresume_after: Seconds | None = None
+    """Write a checkpoint and ask to be requeued so long after the trainer started, for sites whose
+    scheduler sends no signal before the walltime; null waits for the signal."""
     save_every: Positive = 20
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2

@@ -113,6 +113,7 @@ def plan(planned: Plan) -> Text:
     rows += [row(job.role, f"{resources(job)}   ", Text(start(job), "dim")) for job in planned.jobs]
     if planned.mode != "runtime-only":
         rows.append(row("GPUs", f"{planned.gpus} effective, {planned.copies} × the model when generating"))
+        rows += [row("total", total) for total in planned.totals]
         rows.append(row("step", f"{planned.episodes_per_step} episodes"))
     rows += warnings(planned.warnings)
     for job in planned.jobs:

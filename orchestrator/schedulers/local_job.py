@@ -233,7 +233,8 @@ class _Life:
         if (shell := self.keeper.shell) is None:
             return
         supervisor, now = self.supervisor, time.monotonic()
-        supervisor.say(JobState.RUNNING, "RUNNING", "", script_pid=shell.pid)
+        if self.stop_reason is None:
+            supervisor.say(JobState.RUNNING, "RUNNING", "", script_pid=shell.pid)
         while supervisor.signals:
             shell.send(_signal_number(supervisor.signals.pop(0)))
         if now >= self.warn_at:
@@ -256,6 +257,8 @@ class _Life:
             return
         self.warn_at = self.limit_at = math.inf
         self.kill_at = now + self.supervisor.kill_wait_s
+        # the job itself asks, in its last seconds, whether it will live again
+        self.supervisor.say(JobState.RUNNING, "COMPLETING", self.stop_reason[1])
         shell.send(signal.SIGCONT)
         shell.send(signal.SIGTERM)
 
