@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator import plan_slurm
 from orchestrator.contract import Env, Role, RunDirectory, Settings
 from orchestrator.errors import PlanError
 from orchestrator.plan_checks import contradictions, gpus, roles_of, worries
@@ -161,8 +162,8 @@ def _job(config: Config, context: Context, role: str) -> PlannedJob:
         ),
         script="",
         args=[],
-        out=str(run.out(role, "%j")),
-        err=str(run.err(role, "%j")),
+        out=str(run.out(role, plan_slurm.log_id(role, config))),
+        err=str(run.err(role, plan_slurm.log_id(role, config))),
         env={**context.environ, Env.RUN_DIR.value: str(run.root)},
         signal=config.scheduler.signal,
         token=f"{run.run_id}.{role}",
@@ -180,20 +181,22 @@ def _section(config: Config, role: str) -> Job:
 def _with_script(job: PlannedJob, config: Config, context: Context) -> PlannedJob:
     run = RunDirectory(context.run_dir)
     slurm = config.scheduler.kind == "slurm"
-    header = slurm_arguments(job, config, run) if slurm else []
-    lines = [f"#SBATCH {argument}" for argument in header] if slurm else _described(job)
+    args = plan_slurm.arguments(job, config, run) if slurm else []
+    if problems := plan_slurm.unfit(args):
+        raise PlanError(problems)
+    how = " ".join(["sbatch", *plan_slurm.start(job)]) if slurm else "bash"
     stub = context.code / "jobs" / f"{job.role}.sh"
     text = "\n".join(
         [
             "#!/bin/bash",
-            *lines,
+            *(plan_slurm.header(args) if slurm else _described(job)),
             f"# The {job.role} job of run {run.run_id}, as it was submitted{_start(job)}.",
-            f"# By hand: {'sbatch' if slurm else 'bash'} {shlex.quote(str(run.script(job.role)))}",
+            f"# By hand: {how} {shlex.quote(str(run.script(job.role)))}",
             f"exec bash {shlex.quote(str(stub))} {shlex.quote(str(run.root))}",
             "",
         ]
     )
-    return replace(job, script=text, args=header)
+    return replace(job, script=text, args=args)
 
 
 def _start(job: PlannedJob) -> str:
@@ -209,44 +212,6 @@ def _described(job: PlannedJob) -> list[str]:
         f"# job {job.name}: {asked.cpus} CPUs, {asked.memory} MiB, {asked.gpus} GPUs, "
         f"at most {clock(asked.time_limit)}",
         f"# {job.signal.replace('@', ' comes ')} s before the end; logs in {job.out} and .err",
-    ]
-
-
-def slurm_arguments(job: PlannedJob, config: Config, run: RunDirectory) -> list[str]:
-    """Arguments of sbatch for one job, all but the hold and the dependency, which are known at submission.
-
-    `--export=NONE`: nothing of the launching shell leaks in; the stub reads env.sh. The comment is
-    world-readable, and is how a job is found again when sbatch's answer was lost.
-    """
-    asked, section, scheduler = job.resources, _section(config, job.role), config.scheduler
-    gres = f"gpu:{asked.gpu_type}:{asked.gpus}" if asked.gpu_type else f"gpu:{asked.gpus}"
-    array = scheduler.on_timeout == "array" and job.role == Role.TRAINING
-    optional = {
-        "--partition": asked.partition,
-        "--gres": gres if asked.gpus else "",
-        "--constraint": section.constraint,
-        "--account": scheduler.account,
-        "--qos": scheduler.qos,
-        "--reservation": scheduler.reservation,
-        "--array": f"1-{scheduler.max_restarts + 1}%1" if array else "",
-    }
-    return [
-        f"--job-name={job.name}",
-        f"--comment=run={run.run_id};role={job.role};token={job.token}",
-        f"--nodes={asked.nodes}",
-        "--ntasks-per-node=1",
-        f"--cpus-per-task={asked.cpus}",
-        f"--mem={asked.memory}M",
-        f"--time={clock(asked.time_limit)}",
-        *(f"{name}={value}" for name, value in optional.items() if value),
-        f"--signal=B:{job.signal}",
-        "--requeue" if job.requeue else "--no-requeue",
-        "--open-mode=append",
-        f"--chdir={run.root}",
-        f"--output={job.out}",
-        f"--error={job.err}",
-        "--export=NONE",
-        *scheduler.extra_args,
     ]
 
 

@@ -23,7 +23,9 @@ def plan(*assignments: str, config: str = "production", mode: str = "run") -> Pl
 
 
 def headers(script: str) -> list[str]:
-    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    """As sbatch reads them: quotes as in a shell."""
+    lines = [line for line in script.splitlines() if line.startswith("#SBATCH ")]
+    return [word for line in lines for word in shlex.split(line)[1:]]
 
 
 def test_the_training_job_goes_first_and_is_held() -> None:
@@ -67,12 +69,42 @@ def test_the_script_for_slurm_says_everything() -> None:
         "--requeue",
         "--open-mode=append",
         f"--output={RUN}/training_%j.out",
-        "--export=NONE",
+        "--export=ALL",
         "--exclusive",
     ):
         assert expected in lines
     assert job.script.startswith("#!/bin/bash\n#SBATCH ")
     assert job.script.splitlines()[-1] == f"exec bash {RUN}/code/jobs/training.sh {RUN}"
+
+
+def test_the_header_survives_an_odd_directory() -> None:
+    run = Path("/runs/it's 100% #1/x")
+    job = make_plan(load("dev").config, Context(run, run / "code", "python")).job("runtime")
+    assert headers(job.script) == job.args
+    assert "--output=/runs/it's 100%% #1/x/runtime_%j.out" in job.args and f"--chdir={run}" in job.args
+
+
+def test_a_directory_that_would_break_the_header_is_refused() -> None:
+    run = Path("/runs/x\nrm -rf y")
+    with pytest.raises(PlanError, match="no control character, also not in paths"):
+        make_plan(load("dev").config, Context(run, run / "code", "python"))
+
+
+def test_licences_and_the_like_are_passed_on() -> None:
+    extra = ["--licenses=matlab:1", "--nice", "--nodelist=n1", "-x", "--mem-bind=local"]
+    assert plan(f"scheduler.extra_args={json.dumps(extra)}").job("runtime").args[-5:] == extra
+
+
+def test_how_a_job_is_submitted_by_hand() -> None:
+    held, later = plan().job("training"), plan("scheduler.start_policy=after").job("training")
+    assert f"# By hand: sbatch --hold {RUN}/training.sbatch" in held.script
+    assert f"# By hand: sbatch --dependency=after:RUNTIME_JOB_ID {RUN}/training.sbatch" in later.script
+
+
+def test_the_logs_of_an_array_are_named_by_task() -> None:
+    made = plan("scheduler.on_timeout=array")
+    assert f"--output={RUN}/training_%A_%a.out" in made.job("training").args
+    assert f"--output={RUN}/runtime_%j.out" in made.job("runtime").args
 
 
 def test_the_runtime_job_asks_for_no_gpu() -> None:
@@ -154,6 +186,14 @@ def test_a_plan_is_the_same_twice_and_json() -> None:
             "set scheduler.on_timeout=",
         ),
         (["training.gpus_per_node=0", "training.gpu_type=a100"], "set training.gpus_per_node=1"),
+        (["scheduler.extra_args=[--mem=4G]"], "set runtime.memory and training.memory instead"),
+        (["scheduler.extra_args=[--job=x]"], "--job=x contradicts what the launcher says itself; set run.name"),
+        (["scheduler.extra_args=[-t5]"], "set runtime.time_limit and training.time_limit instead"),
+        (["scheduler.extra_args=[--signal=B:USR2@5]"], "set scheduler.signal instead"),
+        (["scheduler.extra_args=[--wrap=x]"], "leave it out: the launcher needs it as it is"),
+        (["scheduler.extra_args=[-L, 'a:1']"], "'a:1' is no option of sbatch: write each one as a whole"),
+        (["scheduler.extra_args=['--nice=5\\nrm -rf x']"], "write each one as a whole"),
+        (["run.name=x", "run.runs_dir='/runs\\nrm -rf x'"], "no control character, also not in paths"),
     ],
 )
 def test_contradictions_are_refused_and_the_fix_is_named(assignments: list[str], says: str) -> None:
