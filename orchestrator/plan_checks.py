@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.plan_slurm import refused
-from orchestrator.plan_slurm import refused
 from orchestrator.quantities import clock
 from orchestrator.schema import Config
 
