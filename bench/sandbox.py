@@ -29,9 +29,10 @@ from pathlib import Path
 
 from orchestrator.schema import Runtime
 from runtime_server.client import Client
-from runtime_server.engines.service import find_programs, private_mounts
+from runtime_server.engines import namespace
+from runtime_server.engines.service import find_programs
 from runtime_server.engines.state import State
-from runtime_server.images import default_store
+from runtime_server.image_store import default_store
 from runtime_server.wire import CreateSandbox, Exec
 
 IMAGE = Runtime().sandbox.image
@@ -145,7 +146,7 @@ def with_podman(times: int) -> dict[str, float]:
     state = State.create()
     try:
         child = [sys.executable, "-m", "bench.sandbox", "--times", str(times), "--podman-only"]
-        command = [*private_mounts(), *child, json.dumps(podman_command(state))]
+        command = [*namespace.entry().prefix, *child, json.dumps(podman_command(state))]
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(state.xdg)}
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, timeout=300)
         return {name: float(value) for name, value in json.loads(done.stdout).items()}

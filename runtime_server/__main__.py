@@ -27,8 +27,10 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +42,13 @@ from pydantic import ValidationError
 from orchestrator.contract import ContractError, Env, Exit, Heartbeat, Role, RunDirectory, publish_bytes
 from orchestrator.schema import Config, Runtime
 from runtime_server.agent.build import BuildError
-from runtime_server.app import Identity, create_app, default_sandboxes
+from runtime_server.app import Identity, create_app, default_sandboxes, store_of
 from runtime_server.engines import EngineError
+from runtime_server.engines.service import find_programs
 from runtime_server.engines.state import leftovers, scratch, sweep
 from runtime_server.errors import SandboxError
+from runtime_server.image_store import ImageError
+from runtime_server.images import provide
 from runtime_server.publish import Publication, address, check, identity_of, new_key
 from runtime_server.sandboxes import Sandboxes
 from runtime_server.wire import API_KEY_HEADER
@@ -162,6 +167,11 @@ async def serve(told: Settings) -> int:
 async def _started(config: Runtime, stop: _Stop) -> Sandboxes | None:
     """None when a signal came first. Raises Refused."""
     try:
+        providing = asyncio.create_task(_unawaited(lambda: _provide(config)))
+        await stop.wait(providing)
+        if not providing.done():
+            return None
+        await providing
         sandboxes = await asyncio.to_thread(default_sandboxes, config)
         starting = asyncio.create_task(sandboxes.start())
         await stop.wait(starting)
@@ -173,10 +183,41 @@ async def _started(config: Runtime, stop: _Stop) -> Sandboxes | None:
         return None
     except (EngineError, BuildError) as error:
         raise Refused(str(error), Exit.PEER_GONE) from None
+    except (ImageError, subprocess.TimeoutExpired) as error:
+        raise Refused(str(error), Exit.NO_INPUT) from None
     except SandboxError as error:
         raise Refused(
             f"{error}. `python -m runtime_server.images ensure` makes the default image.", Exit.NO_INPUT
         ) from None
+
+
+async def _unawaited(work: Callable[[], None]) -> None:
+    """In a thread that the process does not wait for when it ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(None)
+
+    def run() -> None:
+        told: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # whatever it is, it belongs to the one who waits
+            told = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, told)
+
+    threading.Thread(target=run, daemon=True).start()
+    await done
+
+
+def _provide(config: Runtime) -> None:
+    """Have the images here before anything starts; the first server on a node does it for all."""
+    find_programs()
+    files = [Path(name).expanduser() for name in config.image_archives]
+    provide(store_of(config), config.sandbox.image, files, log.info)
 
 
 async def _announce(told: Settings, url: str, key: str, who: Identity, stack: contextlib.ExitStack) -> None:

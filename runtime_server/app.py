@@ -31,7 +31,7 @@ from runtime_server.agent.build import agent_binary
 from runtime_server.engines.podman import PodmanEngine
 from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
-from runtime_server.images import default_store
+from runtime_server.image_store import default_store
 from runtime_server.sandboxes import Sandboxes
 
 Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, max_length=200)]
@@ -149,8 +149,11 @@ def create_app(
 
 def default_sandboxes(config: Runtime) -> Sandboxes:
     """Podman's, with the agent of this machine and the image store of this user."""
-    store = Path(config.image_store) if config.image_store else default_store()
-    return Sandboxes(config, PodmanEngine(config, agent_binary(), store))
+    return Sandboxes(config, PodmanEngine(config, agent_binary(), store_of(config)))
+
+
+def store_of(config: Runtime) -> Path:
+    return Path(config.image_store) if config.image_store else default_store()
 
 
 def _add_routes(app: FastAPI, api: Api) -> None:

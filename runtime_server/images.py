@@ -1,9 +1,11 @@
-"""The node-local image store: makes the sandbox image once, for every server of this user on this node.
+"""The sandbox image: made, loaded or pulled once on a node, for every server of this user there.
 
 How to run it
-    python -m runtime_server.images ensure      make the default image when it is missing
-    python -m runtime_server.images list        the images in the store
-    python -m runtime_server.images path        where the store is
+    python -m runtime_server.images ensure               make the default image when it is missing
+    python -m runtime_server.images ensure --from FILE   or load it from an archive
+    python -m runtime_server.images save FILE            write it as an archive, for nodes that cannot make it
+    python -m runtime_server.images list                 the images in the store
+    python -m runtime_server.images path                 where the store is
 
 How the image is made
     Where a registry answers: `podman build` on the Containerfile in images/sandbox. Where none does, the
@@ -19,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -28,36 +29,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from runtime_server import archives
+from runtime_server.engines import EngineError
+from runtime_server.image_store import (
+    ImageError,
+    default_store,
+    images,
+    locked,
+    podman,
+    private_directory,
+)
 
+Say = Callable[[str], None]
 DEFAULT_IMAGE = "localhost/orchestrate/sandbox:latest"
 SUITE = "bookworm"
 LABEL = "orchestrate.packages"
 PULL_TIMEOUT_S = 600
 BUILD_TIMEOUT_S = 900
-
-
-class ImageError(Exception):
-    """The image could not be made; the message says what to do."""
-
-
-def default_store() -> Path:
-    """Where this user's images lie on this node: local disk, never a home directory on NFS."""
-    configured = os.environ.get("ORCHESTRATE_IMAGE_STORE")
-    return Path(configured) if configured else Path(f"/var/tmp/orchestrate-{os.getuid()}/images")  # noqa: S108 - checked by private_directory
-
-
-def private_directory(path: Path) -> Path:
-    """Make `path` with mode 0700, and refuse one that somebody else owns or could write to."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for folder in (path, path.parent) if path.parent.name.startswith("orchestrate-") else (path,):
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022 or folder.is_symlink():
-            raise ImageError(
-                f"{folder} is not yours alone (owner {status.st_uid}, mode {status.st_mode & 0o7777:o}). "
-                "Remove it, or set ORCHESTRATE_IMAGE_STORE to a directory of your own on a local disk."
-            )
-    return path
 
 
 def recipe() -> Path:
@@ -74,56 +62,59 @@ def packages(folder: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def podman(store: Path, *args: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run podman on this store only: its own root, run root and temporary directory, overlay driver."""
-    if shutil.which("podman") is None:
-        raise ImageError(
-            "podman is not installed. Debian: apt-get install podman; else ask an administrator."
-        )
-    with tempfile.TemporaryDirectory(prefix="orc-img-") as run:
-        # podman's own database remembers where it ran; it lives as long as this call, the images stay
-        conf, storage = Path(run) / "containers.conf", Path(run) / "storage.conf"
-        conf.write_text(
-            f'[engine]\nstatic_dir = "{run}/s"\ntmp_dir = "{run}/t"\n'
-            'cgroup_manager = "cgroupfs"\nevents_logger = "none"\n'
-        )
-        storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{store}"\nrunroot = "{run}/r"\n')
-        files = {"CONTAINERS_CONF": str(conf), "CONTAINERS_STORAGE_CONF": str(storage)}
-        environment = {**os.environ, **files, "XDG_RUNTIME_DIR": run}
-        return subprocess.run(
-            ["podman", *args], env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-
-
 def fingerprint(folder: Path) -> str:
     """What the image is made of; an image with another one is made anew."""
     return hashlib.sha256(f"{SUITE} {sorted(packages(folder))}".encode()).hexdigest()[:16]
 
 
-def images(store: Path) -> dict[str, dict[str, str]]:
-    """Names in the store, each with its labels. An empty store has none."""
-    if not (store / "overlay-images").is_dir():
-        return {}
-    listed = podman(store, "images", "--format", "json")
-    if listed.returncode:
-        raise ImageError(f"podman cannot read the image store {store}: {listed.stderr.strip()[-400:]}")
-    rows = json.loads(listed.stdout or "[]")
-    return {name: row.get("Labels") or {} for row in rows for name in row.get("Names") or []}
-
-
-def ensure(store: Path, say: Callable[[str], None] = lambda _: None) -> bool:
-    """Make the default image unless the store has it as packages.txt wants it. True when it was made."""
+def ensure(store: Path, say: Say = lambda _: None, files: Sequence[Path] = ()) -> bool:
+    """Have the default image as packages.txt wants it, or an archive's. True when it was made or loaded."""
     private_directory(store)
-    folder = recipe()
-    with FileLock(store.parent / "images.lock", timeout=BUILD_TIMEOUT_S):
-        if images(store).get(DEFAULT_IMAGE, {}).get(LABEL) == fingerprint(folder):
-            return False
-        if not _build_from_registry(store, folder, say):
-            _build_from_debian(store, folder, say)
+    with locked(store):
+        loaded = archives.load(store, files, say)
+        if DEFAULT_IMAGE in loaded or any(archives.known(store, file) for file in files):
+            return bool(loaded)
+        if images(store).get(DEFAULT_IMAGE, {}).get(LABEL) == fingerprint(recipe()):
+            return bool(loaded)
+        _make(store, say)
     return True
 
 
-def _build_from_registry(store: Path, folder: Path, say: Callable[[str], None]) -> bool:
+def provide(store: Path, image: str, files: Sequence[Path], say: Say) -> None:
+    """What a server needs before it starts: the archives' images, and `image`, whatever way it comes.
+
+    From the store, else from an archive, else from a registry; the default one is made where there is none.
+    ImageError says what was tried. A local image that is nowhere is left for the server to refuse.
+    """
+    private_directory(store)
+    if image in archives.names_in(store) and all(archives.known(store, file) for file in files):
+        return
+    with locked(store):
+        archives.load(store, files, say)
+        if image in archives.names_in(store) or podman(store, "image", "exists", image).returncode == 0:
+            return
+        if image == DEFAULT_IMAGE:
+            _make(store, say)
+        elif not image.startswith("localhost/"):
+            _pull(store, image, say)
+
+
+def _pull(store: Path, image: str, say: Say) -> None:
+    say(f"pulling {image} into {store}")
+    done = podman(store, "pull", "--quiet", image, timeout_s=PULL_TIMEOUT_S)
+    if done.returncode:
+        raise ImageError(
+            f"{image} is neither in {store} nor in an archive (runtime.image_archives), and it cannot be "
+            f"pulled: {done.stderr.strip()[-400:]}"
+        )
+
+
+def _make(store: Path, say: Say) -> None:
+    if not _build_from_registry(store, recipe(), say):
+        _build_from_debian(store, recipe(), say)
+
+
+def _build_from_registry(store: Path, folder: Path, say: Say) -> bool:
     """True when the base image could be pulled and built on; False when no registry answers."""
     if os.environ.get("ORCHESTRATE_OFFLINE"):
         return False
@@ -142,12 +133,12 @@ def _build_from_registry(store: Path, folder: Path, say: Callable[[str], None]) 
         return False
 
 
-def _build_from_debian(store: Path, folder: Path, say: Callable[[str], None]) -> None:
+def _build_from_debian(store: Path, folder: Path, say: Say) -> None:
     if shutil.which("mmdebstrap") is None:
         raise ImageError(
             "no registry answers and mmdebstrap is not installed. Debian: apt-get install mmdebstrap; "
-            "elsewhere: make the image on another machine, `podman save` it, and load it into "
-            f"`podman --root {store} load` as {DEFAULT_IMAGE}."
+            "elsewhere: where the image exists, `python -m runtime_server.images save FILE`, with FILE on a "
+            "filesystem that this node sees; then name FILE in runtime.image_archives, or with --from FILE."
         )
     with tempfile.TemporaryDirectory(prefix="orc-img-", dir=store.parent) as scratch:
         tar = Path(scratch) / "root.tar"
@@ -177,23 +168,40 @@ def _run(command: Sequence[str], name: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runtime_server.images", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("action", choices=["ensure", "list", "path"])
-    parser.add_argument("--store", type=Path, default=default_store())
-    options = parser.parse_args(argv)
+    options = _arguments(argv)
     try:
-        if options.action == "path":
-            print(options.store)
-        elif options.action == "list":
-            print("\n".join(sorted(images(options.store))) or f"no image in {options.store}")
-        elif ensure(options.store, say=lambda text: print(f"  {text}", flush=True)):
-            print(f"  made {DEFAULT_IMAGE}", flush=True)
-    except (ImageError, subprocess.TimeoutExpired, OSError) as error:
+        _act(options, lambda text: print(f"  {text}", flush=True))
+    except (ImageError, EngineError, subprocess.TimeoutExpired, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_server.images", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("action", choices=["ensure", "save", "list", "path"])
+    parser.add_argument("file", type=Path, nargs="?", help="save: the archive to write")
+    parser.add_argument("--from", dest="files", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--image", default=DEFAULT_IMAGE, help=f"save: which one (default {DEFAULT_IMAGE})")
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = parser.parse_args(argv)
+    if (options.action == "save") != (options.file is not None):
+        parser.error("`save` takes the file to write, and nothing else takes one")
+    return options
+
+
+def _act(options: argparse.Namespace, say: Say) -> None:
+    if options.action == "path":
+        print(options.store)
+    elif options.action == "list":
+        print("\n".join(sorted(images(options.store))) or f"no image in {options.store}")
+    elif options.action == "save":
+        archives.save(options.store, options.image, options.file.absolute())
+        say(f"wrote {options.image} to {options.file}")
+    elif ensure(options.store, say, options.files):
+        say(f"{DEFAULT_IMAGE} is there")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from podman.errors import APIError
 
 from orchestrator.schema import Runtime
 from runtime_server.agent import AgentListener, AgentLost
-from runtime_server.engines import SOCKET, Container, EngineError, Facts, Image, Recipe, processes
+from runtime_server.engines import SOCKET, Container, EngineError, Facts, Image, Recipe, namespace, processes
 from runtime_server.engines import probe as probing
 from runtime_server.engines.service import Service, find_programs
 from runtime_server.engines.spec import Node, create_body
@@ -124,14 +124,12 @@ class PodmanEngine:
 
     async def _try(self, runtime: str, limits: bool, notes: tuple[str, ...]) -> Facts:
         """Start the service with this runtime, and a probe container on it."""
+        entry = await asyncio.to_thread(namespace.entry)
         self._service = Service(self.state, self.image_store, runtime)
         await self._service.start()
         self._client = PodmanClient(base_url=f"unix://{self.state.socket}", max_pool_size=16)
         driver = (await self._json("GET", "/info"))["store"]["graphDriverName"]
-        if driver != "overlay":
-            raise EngineError(
-                f"Podman's storage driver here is {driver!r}, not overlay: every sandbox would be a full copy"
-            )
+        notes = (*notes, *entry.notes, *namespace.storage_notes(self.state.graphroot))
         root = os.getuid() == 0
         cgroup = self.state.cgroup if root and limits else ""
         ulimits = probing.ulimits(self._service.pid)

@@ -6,9 +6,9 @@ What it is
 
 What was measured and therefore set (bench/sandbox.py repeats it)
     - State on a tmpfs, layers on disk, overlay mounted `volatile`: no fsync at mount, use and unmount.
-    - As root the service has a mount namespace of its own: no mount of a sandbox ever shows on the
-      host or can leak, whatever is killed. In it the unified half of hybrid cgroups is hidden, because
-      crun refuses hybrid mode; crun then costs two thirds of what runc does.
+    - The service has a mount namespace of its own (an ordinary user's a user namespace too): no mount of a
+      sandbox ever shows on the host or can leak, whatever is killed. In it the unified half of hybrid
+      cgroups is hidden, because crun refuses hybrid mode; crun then costs two thirds of what runc does.
     - conmon runs without an exit command: each would start a whole Podman (30 ms of CPU) only to unmount
       what the server removes in any case.
     - Locks in files of our own: the default is one shared-memory segment for all Podmans of a user.
@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import platform
 import shutil
 import socket
 import stat
@@ -31,8 +30,7 @@ import time
 from pathlib import Path
 
 from orchestrator.contract import Env
-from runtime_server.engines import EngineError, processes
-from runtime_server.engines.probe import cgroup_version
+from runtime_server.engines import EngineError, namespace, processes
 from runtime_server.engines.state import State
 
 START_S = 30.0
@@ -60,8 +58,6 @@ done
 exec {conmon} "$@"
 """
 
-_HIDE_UNIFIED = 'umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"'
-
 
 def find_programs() -> list[str]:
     """The OCI runtimes that are installed. EngineError when something that must be there is not."""
@@ -76,23 +72,13 @@ def find_programs() -> list[str]:
     return runtimes
 
 
-def private_mounts() -> list[str]:
-    """What to put before a command so that it gets a mount namespace of its own; nothing when not root.
-
-    A rootless Podman has one in any case.
-    """
-    if os.getuid() or shutil.which("unshare") is None:
-        return []
-    hide = ["sh", "-c", _HIDE_UNIFIED, "sh"] if cgroup_version() == "hybrid" else []
-    return ["unshare", "--mount", "--propagation", "slave", *hide]
-
-
 class Service:
     """One `podman system service`."""
 
     def __init__(self, state: State, image_store: Path | None, runtime: str) -> None:
         self.state, self.image_store, self.runtime = state, image_store, runtime
         self._process: subprocess.Popen[bytes] | None = None
+        self._storage: dict[str, str] = {}
 
     @property
     def pid(self) -> int:
@@ -144,20 +130,15 @@ class Service:
 
     def command(self) -> list[str]:
         podman = ["podman", "--runtime-flag", f"root={self.state.oci}"]
-        command = [*private_mounts(), *podman, "system", "service", "--time=0", f"unix://{self.state.socket}"]
-        if shutil.which("setpriv"):  # a server that is killed takes its service along
-            command = ["setpriv", "--pdeathsig", "TERM", *command]
-        return command
+        service = ["system", "service", "--time=0", f"unix://{self.state.socket}"]
+        return [*namespace.entry().prefix, *podman, *service]
 
     def environment(self) -> dict[str, str]:
         """Little of the server's own: settings, proxies for pulling, the run's mark for orphan hunters."""
         names = {*PASSED_ON, *PROXIES, *(p.upper() for p in PROXIES), Env.NONCE.value}
         kept = {name: value for name, value in os.environ.items() if name in names}
-        return kept | {
-            "CONTAINERS_CONF": str(self.state.containers_conf),
-            "CONTAINERS_STORAGE_CONF": str(self.state.storage_conf),
-            "XDG_RUNTIME_DIR": str(self.state.xdg),
-        }
+        own = {"CONTAINERS_CONF": str(self.state.containers_conf), "XDG_RUNTIME_DIR": str(self.state.xdg)}
+        return kept | own | self._storage
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
@@ -167,7 +148,9 @@ class Service:
         return False
 
     def _configure(self) -> None:
-        self.state.storage_conf.write_text(storage_conf(self.state, self.image_store))
+        self._storage = namespace.configure_storage(
+            self.state.config, self.state.graphroot, self.state.runroot, self.image_store
+        )
         self.state.containers_conf.write_text(containers_conf(self.state, self.runtime, self._lean_conmon()))
 
     def _lean_conmon(self) -> Path | None:
@@ -196,19 +179,3 @@ def containers_conf(state: State, runtime: str, conmon: Path | None) -> str:
         f'lock_type = "file"\nstatic_dir = "{state.static}"\ntmp_dir = "{state.tmp}"\n'
         f'volume_path = "{state.volumes}"\nexit_command_delay = 1\n{lean}'
     )
-
-
-def storage_conf(state: State, image_store: Path | None) -> str:
-    """Overlay and nothing else: without `driver` Podman falls back to vfs, a full copy for every sandbox."""
-    stores = f'additionalimagestores = ["{image_store}"]\n' if image_store else ""
-    options = 'mountopt = "volatile"\n' if volatile_works() else ""
-    return (
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{state.graphroot}"\nrunroot = "{state.runroot}"\n'
-        f"[storage.options]\n{stores}[storage.options.overlay]\n{options}"
-    )
-
-
-def volatile_works() -> bool:
-    """Overlay's `volatile` came with Linux 5.10, and fuse-overlayfs has it only in later versions."""
-    major, minor = (int(part) for part in platform.release().split(".")[:2])
-    return os.getuid() == 0 and (major, minor) >= (5, 10)

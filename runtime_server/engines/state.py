@@ -19,14 +19,12 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
-import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from runtime_server.engines import EngineError, processes
+from runtime_server.engines import EngineError, namespace, processes
 
 RUNROOT_MAX = 50  # Podman's own limit
 SOCKET_MAX = 107
@@ -71,7 +69,7 @@ class State:
         self.probe = root / "probe"
         self.log = root / "podman.log"
         self.containers_conf = root / "containers.conf"
-        self.storage_conf = root / "storage.conf"
+        self.config = root / "c"
         self.pause = root / "t" / "pause.pid"
         self.graphroot = storage / "g"
         self.conmon = storage / "conmon"
@@ -113,10 +111,10 @@ class State:
     def remove(self) -> None:
         """End whatever still runs there, then remove every trace."""
         processes.end_all(lambda: processes.of_server(self.token, self.cgroup))
-        end_pause(self.pause)
+        namespace.end_pause(self.pause)
         processes.remove_cgroups(self.cgroup)
         for folder in {self.storage, self.root}:
-            _remove_tree(folder)
+            namespace.remove_tree(folder)
 
 
 def bases() -> tuple[Path, Path]:
@@ -185,29 +183,3 @@ def filesystem(path: Path) -> str:
         if len(point) >= len(best) and (real == Path(point) or Path(point) in real.parents):
             best, kind = point, right.split()[0]
     return kind
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a tree; files that belong to subordinate ids need Podman's user namespace."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists() and os.getuid():
-        _remove_in_user_namespace(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_in_user_namespace(folder: Path) -> None:
-    """`podman unshare rm -rf`, with a configuration of its own, whose pause process is ended after it."""
-    with tempfile.TemporaryDirectory(prefix="orc-rm-") as scratch:
-        settings = Path(scratch, "containers.conf")
-        settings.write_text(f'[engine]\ntmp_dir = "{scratch}/t"\nevents_logger = "none"\n')
-        environment = {**os.environ, "CONTAINERS_CONF": str(settings), "XDG_RUNTIME_DIR": scratch}
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            command = ["podman", "unshare", "rm", "-rf", str(folder)]
-            subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
-        end_pause(Path(scratch, "t", "pause.pid"))
-
-
-def end_pause(record: Path) -> None:
-    """End the process that holds a rootless Podman's user namespace open, if there is one."""
-    with contextlib.suppress(OSError, ValueError):
-        processes.send(int(record.read_text()))
