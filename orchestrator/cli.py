@@ -179,6 +179,24 @@ def why(run: str | None, wait: float | None, runs_dir: Path | None, as_json: boo
     raise SystemExit(cli_why.main(run, wait, runs_dir, as_json))
 
 
+@cli.command()
+@_run
+@click.option("--yes", is_flag=True, help="Remove what was found; without it nothing is changed.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Watch heartbeats for at most so long."
+)
+@_runs_dir
+@_json
+def reap(run: str | None, yes: bool, wait: float | None, runs_dir: Path | None, as_json: bool) -> None:
+    """Show, and with --yes remove, what killed nodes left: jobs, processes, sandboxes.
+
+    Without RUN: of all runs. What may be alive is kept.
+    """
+    from orchestrator import cli_reap
+
+    raise SystemExit(cli_reap.main(run, yes, wait, runs_dir, as_json))
+
+
 @cli.group()
 def config() -> None:
     """Show configurations and the keys they may have."""

@@ -156,12 +156,18 @@ def descendants(root: int, spare: Collection[int] = ()) -> list[int]:
 def labelled(name: str, value: str) -> list[int]:
     """Live processes that were started with `name=value` in their environment: this one and those above
     it left out. For reaping by our own label, when nobody is left who knew the tree."""
-    wanted = f"{name}={value}".encode()
+    return [pid for pid, found in labels(name).items() if found == value]
+
+
+def labels(name: str) -> dict[int, str]:
+    """{pid: value} of every live process that was started with this variable; see `labelled`."""
+    wanted = f"{name}=".encode()
     above, pid = {os.getpid()}, os.getppid()
     while pid > 1 and pid not in above:
         above.add(pid)
         pid = _parent(pid)
-    return [p for p in _pids() if p not in above and wanted in _environ(p) and start_time(p)]
+    found = {p: [v for v in _environ(p) if v.startswith(wanted)] for p in _pids() if p not in above}
+    return {p: os.fsdecode(v[0][len(wanted) :]) for p, v in found.items() if v and start_time(p)}
 
 
 def _environ(pid: int) -> list[bytes]:

@@ -131,6 +131,21 @@ class LocalScheduler:
         infos = [self._info(str(number)) for number in sorted(self._numbers())]
         return [self._own(info) for info in infos if info.state not in (JobState.ENDED, JobState.GONE)]
 
+    def stale(self) -> list[OwnJob]:
+        """Jobs that nobody looks after any more although their record says that they live."""
+        infos = [self._info(str(number)) for number in sorted(self._numbers())]
+        gone = [info for info in infos if info.state == JobState.GONE]
+        return [self._own(info) for info in gone if self._files(info.job_id).record() is not None]
+
+    def bury(self, job_id: str) -> None:
+        """Write down the end of a stale job. Its supervisor, the only writer of the record, is dead."""
+        record = self._files(job_id).record()
+        if record is None or self._info(job_id).state != JobState.GONE:
+            return
+        reason, now = "its supervisor was killed", time.time()
+        ended = dataclasses.replace(record, state=JobState.ENDED, raw="FAILED", reason=reason, ended_at=now)
+        self._files(job_id).publish(ended)
+
     def _own(self, info: JobInfo) -> OwnJob:
         spec = self._files(info.job_id).spec().spec()
         return OwnJob(info, spec.run_dir.name, spec.role, spec.token, str(spec.run_dir))
