@@ -2,14 +2,15 @@
 # make test    set up, then run every test
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
 # make bench   every benchmark, one JSON line each
-.PHONY: demo test fast check bench setup clean
+# make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
+.PHONY: demo test fast check bench drills setup clean
 PY := .venv/bin/python
 
 demo: setup
 	@.venv/bin/orchestrate launch --config local --follow
 
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -m "not drill"
 
 fast: setup
 	@$(PY) -m pytest -n 4 -m "not container and not vllm and not cluster and not slow"
@@ -19,6 +20,9 @@ check: setup
 
 bench: setup
 	@for name in agent sandbox rollout; do $(PY) -m bench.$$name --json || exit 1; done
+
+drills: setup
+	@$(PY) -m tests.drills
 
 setup:
 	@tools/setup

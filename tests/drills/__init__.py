@@ -1,0 +1,1 @@
+"""Faults, injected into whole runs on a real Slurm: each test is one row of docs/reliability.md."""

@@ -1,0 +1,42 @@
+"""What every drill gets: the cluster with the sandbox image in reach, and the run without a fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+
+from .kit import Drill
+
+NewDrill = Callable[[str], Drill]
+
+
+@pytest.fixture(scope="session")
+def image(cluster: Cluster) -> Path:
+    """The sandbox image as an archive on the shared filesystem, as a person would put it there."""
+    archive = cluster.shared / "sandbox.tar"
+    command = [sys.executable, "-m", "runtime_server.images", "save", str(archive)]
+    subprocess.run(command, check=True, timeout=300)
+    archive.chmod(0o644)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def baseline(cluster: Cluster, image: Path) -> list[dict[str, Any]]:
+    """The rows of a run that nothing happens to."""
+    drill = Drill(cluster, image, "nothing", None)
+    drill.launch()
+    drill.fault()
+    drill.ends("success")
+    drill.row("the run ends with success")
+    return drill.steps()
+
+
+@pytest.fixture
+def new_drill(cluster: Cluster, image: Path, baseline: list[dict[str, Any]]) -> NewDrill:
+    return lambda fault: Drill(cluster, image, fault, baseline)
