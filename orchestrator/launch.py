@@ -15,7 +15,6 @@ What it does not do
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
 import json
@@ -33,12 +32,12 @@ from pathlib import Path
 from orchestrator import resources, snapshot
 from orchestrator.attach import Attached, publish_runtime
 from orchestrator.config import Resolved, dump
-from orchestrator.contract import Manifest, Role, RunDirectory, Submission
+from orchestrator.contract import Manifest, Role, RunDirectory, Submission, WaitTimeout, wait_for
 from orchestrator.dotenv import parse_dotenv
 from orchestrator.durable import publish_bytes
 from orchestrator.errors import ConfigError, LaunchError
 from orchestrator.plan import RESERVED, Context, Plan, PlannedJob, environment_file, make_plan
-from orchestrator.schedulers import JobSpec, JobState, Scheduler, SchedulerError
+from orchestrator.schedulers import JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
 from orchestrator.schema import Config
 from orchestrator.successor import spec_record
 
@@ -50,6 +49,8 @@ PASSED = (
 """Variables of the launching shell that jobs see. An allow-list: a foreign SLURM_* or SBATCH_* in the
 environment has made whole clusters' jobs go wrong, silently. Everything else goes through
 environment.variables or environment.env_file."""
+
+_WITHDRAWN_S = 20.0
 
 PLACEHOLDER = "YYYYMMDD_HHMMSS_xxxxxx"
 """Name of the run directory in a dry run."""
@@ -293,22 +294,38 @@ def _submit_all(run: RunDirectory, plan: Plan, scheduler: Scheduler) -> dict[str
         for planned in plan.jobs:
             after = jobs.get(planned.after) if planned.after else None
             jobs[planned.role] = _submit(run, planned, after, scheduler, journal)
+    except LaunchError as error:
+        left = _withdraw(plan, jobs, scheduler, journal)
+        raise LaunchError(f"{error}\n{left}") from error
     except BaseException:  # Ctrl-C too: half a run must not stay with the scheduler
-        journal.events.add("withdrawn", jobs=_withdraw(plan, jobs, scheduler))
+        _withdraw(plan, jobs, scheduler, journal)
         raise
     _confirm(plan, jobs, scheduler, journal)
     return jobs
 
 
-def _withdraw(plan: Plan, jobs: dict[str, str], scheduler: Scheduler) -> list[str]:
-    """Cancel what was submitted, also the job whose id was on its way when we were interrupted."""
-    with contextlib.suppress(SchedulerError):
+def _withdraw(plan: Plan, jobs: dict[str, str], scheduler: Scheduler, journal: Journal) -> str:
+    """Cancel what was submitted, also the job whose id was on its way when we were interrupted, and
+    see it end. Returns what came of it, for a person."""
+    ids: list[str] = []
+    try:
         found = [jobs.get(job.role) or scheduler.find(job.token) for job in plan.jobs]
-        ids = [job_id for job_id in found if job_id]
-        if ids:
+        if ids := [job_id for job_id in found if job_id]:
             scheduler.cancel(ids)
-        return ids
-    return []
+        wait_for(lambda: _all_over(ids, scheduler), "the end of the jobs", _WITHDRAWN_S, longest_s=1.0)
+    except (SchedulerError, WaitTimeout) as error:
+        journal.events.add("withdrawn", jobs=ids, problem=str(error))
+        return (
+            f"the jobs of this run ({', '.join(ids) or 'none is known'}) could not be seen to end: {error}\n"
+            f"`orchestrate status {plan.run_id}` shows what is left, and `orchestrate cancel` ends it"
+        )
+    journal.events.add("withdrawn", jobs=ids)
+    return f"cancelled, and over: {', '.join(ids)}" if ids else "nothing of the run is with the scheduler"
+
+
+def _all_over(ids: Sequence[str], scheduler: Scheduler) -> bool | None:
+    infos = scheduler.query(ids, fresh=True).values() if ids else ()
+    return all(info.state in (JobState.ENDED, JobState.GONE) for info in infos) or None
 
 
 def _submit(
@@ -317,20 +334,24 @@ def _submit(
     journal.add(job, "intent", scheduler=scheduler.name)
     try:
         job_id = _ask_to_submit(scheduler, _spec(run, job, after))
+    except SubmissionUnknown as error:  # the journal stays at the intent: readers look for the token
+        raise LaunchError(f"whether the {job.role} job was submitted is not known: {error}") from error
     except SchedulerError as error:
         journal.add(job, "failed", scheduler=scheduler.name)
         raise LaunchError(
             f"the {job.role} job was not submitted: {error}\n"
-            f"jobs submitted before it were cancelled; what was to be submitted is {run.script(job.role)}"
+            f"what was to be submitted is {run.script(job.role)}"
         ) from error
     journal.add(job, "submitted", job_id, scheduler.name)
     return job_id
 
 
 def _ask_to_submit(scheduler: Scheduler, spec: JobSpec) -> str:
-    """Submit; when the answer was lost, look whether the job exists before believing that it does not."""
+    """Submit; when that failed, look whether the job exists before believing that it does not."""
     try:
         return scheduler.submit(spec)
+    except SubmissionUnknown:  # it was looked for, for long
+        raise
     except SchedulerError:
         found = scheduler.find(spec.token)
         if found is None:
