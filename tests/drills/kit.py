@@ -43,17 +43,9 @@ PARTS = {
     "conmon": ("conmon",),
     "agent": ("/.orchestrate/agent",),
 }
-EXACT = tuple(
-    [
-        "success_rate",
-        "reward_mean",
-        "loss_policy",
-        "loss_value",
-        "kl",
-        "entropy",
-        "return_mean",
-        "action_tokens",
-    ]
+EXACT = (
+    *("success_rate", "reward_mean", "loss_policy", "loss_value"),
+    *("kl", "entropy", "return_mean", "action_tokens"),
 )
 STEPS = 6
 
