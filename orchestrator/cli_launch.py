@@ -8,6 +8,7 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shlex
 import signal
@@ -21,12 +22,13 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator import attach, runs, view
+from orchestrator import attach, preflight, runs, view
 from orchestrator import follow as watching
 from orchestrator.config import load
 from orchestrator.contract import ReadyFlag, RunDirectory, wait_for
 from orchestrator.errors import ConfigError, RuntimeUnusable
 from orchestrator.launch import Launched, Request, launch, preview
+from orchestrator.plan import Plan
 from orchestrator.runs import RunView
 from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
 
@@ -56,9 +58,7 @@ def main(options: Options) -> int:
     request = Request(load(options.config_name, options.assignments), options.mode, command=sys.argv[1:])
     planned = preview(request)
     if options.dry_run:
-        text = json.dumps(planned.as_dict(), indent=1) if options.as_json else None
-        click.echo(text) if text else view.console().print(view.plan(planned))
-        return 0
+        return _dry_run(planned, options.as_json)
     scheduler = _scheduler(planned.scheduler, request.runs_dir)
     runtime = _check_runtime(options) if options.runtime_url else None
     request = Request(request.resolved, request.mode, runtime, request.command)
@@ -72,6 +72,17 @@ def main(options: Options) -> int:
     else:
         console.print(view.launched(launched.plan, launched.jobs, launched.left_out))
     return _after(options, launched, scheduler, console)
+
+
+def _dry_run(planned: Plan, as_json: bool) -> int:
+    """Print the plan, and what the cluster says of it; 1 when it refuses a job."""
+    checks = preflight.checks(planned)
+    if as_json:
+        answers = {role: dataclasses.asdict(check) for role, check in checks.items()}
+        click.echo(json.dumps(planned.as_dict() | {"checks": answers}, indent=1))
+    else:
+        view.console().print(view.plan(planned, checks))
+    return int(any(check.accepted is False for check in checks.values()))
 
 
 def _scheduler(kind: str, runs_dir: Path) -> Scheduler:

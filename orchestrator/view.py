@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rich.text import Text
 from orchestrator.plan import Plan, PlannedJob
 from orchestrator.quantities import clock
 from orchestrator.runs import JobView, RunView
+from orchestrator.schedulers.slurm_text import Check
 
 STYLES = {
     **dict.fromkeys(("success", "ok"), "green"),
@@ -107,10 +108,14 @@ def start(job: PlannedJob) -> str:
     return f"starts after the {job.after} job" if job.after else "starts at once"
 
 
-def plan(planned: Plan) -> Text:
-    """A plan, for a dry run: jobs, numbers, warnings, then the scripts as they would be submitted."""
+def plan(planned: Plan, checks: Mapping[str, Check] | None = None) -> Text:
+    """A plan, for a dry run: jobs, what the cluster says of each, numbers, warnings, then the scripts as
+    they would be submitted."""
     rows = [row("plan", f"{planned.mode} on {planned.scheduler}", ("; nothing was submitted"))]
-    rows += [row(job.role, f"{resources(job)}   ", Text(start(job), "dim")) for job in planned.jobs]
+    for job in planned.jobs:
+        rows.append(row(job.role, f"{resources(job)}   ", Text(start(job), "dim")))
+        if checks and job.role in checks:
+            rows.append(row("", _answer(checks[job.role])))
     if planned.mode != "runtime-only":
         rows.append(row("GPUs", f"{planned.gpus} effective, {planned.copies} × the model when generating"))
         rows += [row("total", total) for total in planned.totals]
@@ -123,6 +128,11 @@ def plan(planned: Plan) -> Text:
             Text(job.script.rstrip("\n")),
         ]
     return lines(rows)
+
+
+def _answer(check: Check) -> Text:
+    styles = {True: "green", False: "bold red", None: "yellow"}
+    return Text(clean(check.message), styles[check.accepted])
 
 
 def warnings(found: Sequence[str]) -> list[Text]:
