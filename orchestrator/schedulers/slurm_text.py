@@ -100,8 +100,8 @@ def _row(job_id: str, word: str, nodes: str, left: str, dependency: str, reason:
 
 
 def _none(text: str) -> str:
-    text = text.strip().strip("()")
-    return "" if text in ("None", "null", "N/A") else text
+    text = text.strip()
+    return "" if text in ("None", "(null)", "(None)", "N/A") else text
 
 
 def base(job_id: str) -> str:
