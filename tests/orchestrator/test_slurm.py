@@ -39,7 +39,13 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
 
 @pytest.fixture
 def slurm(fakes: Fakes) -> SlurmScheduler:
-    return SlurmScheduler(LocalCommands(), patience_s=1.2, timeout_s=5)
+    return SlurmScheduler(LocalCommands(), patience_s=20, timeout_s=20)
+
+
+@pytest.fixture
+def hasty(fakes: Fakes) -> SlurmScheduler:
+    """For what fails in the end."""
+    return SlurmScheduler(LocalCommands(), patience_s=1.2, timeout_s=20)
 
 
 def spec(tmp_path: Path, **changes: Any) -> JobSpec:
@@ -142,8 +148,8 @@ def test_time_left(said: str, seconds: int | None) -> None:
 # What `scontrol -o show job` prints, of several releases.
 RECORDS = [
     "JobId=7 JobName=a b UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=1 Nice=0 "
-    "Account=(null) QOS=normal JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 Restarts=0 BatchFlag=1 "
-    "Reboot=0 ExitCode=7:0 RunTime=00:00:01 TRES=cpu=1,node=1 "
+    "Account=(null) QOS=normal JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 "
+    "Restarts=0 BatchFlag=1 Reboot=0 ExitCode=7:0 RunTime=00:00:01 TRES=cpu=1,node=1 "
     "Comment=run=r1;role=x;token=t Command=/a b/x.sh",
     "JobId=58 ArrayJobId=58 ArrayTaskId=2 JobName=x JobState=COMPLETED Reason=None ExitCode=0:0 "
     "NtasksPerN:B:S:C=0:0:*:1 ReqB:S:C:T=0:0:*:* TresPerNode=gres/gpu:1",
@@ -281,19 +287,19 @@ def test_a_lost_answer_is_looked_up_and_never_asked_again(
 
 
 def test_our_own_timeout_is_a_lost_answer(fakes: Fakes, tmp_path: Path) -> None:
-    slurm = SlurmScheduler(LocalCommands(), patience_s=1, timeout_s=0.4)
+    slurm = SlurmScheduler(LocalCommands(), patience_s=20, timeout_s=3)
     fakes.answers("sbatch", Reply(out="42\n", delay=30))
     fakes.answers("squeue", Reply(out="42|PENDING|token=T1\n"))
     assert slurm.submit(spec(tmp_path)) == "42" and len(fakes.calls("sbatch")) == 1
 
 
 def test_a_job_that_never_shows_is_said_to_be_unknown(
-    slurm: SlurmScheduler, fakes: Fakes, tmp_path: Path
+    hasty: SlurmScheduler, fakes: Fakes, tmp_path: Path
 ) -> None:
     fakes.answers("sbatch", Reply(1, err=LOST))
     fakes.answers("squeue", Reply())
     with pytest.raises(SubmissionUnknown, match=r"Socket timed out(.|\n)*may still appear.*token T1"):
-        slurm.submit(spec(tmp_path))
+        hasty.submit(spec(tmp_path))
     assert len(fakes.calls("sbatch")) == 1 and len(fakes.calls("squeue")) > 1
 
 
@@ -302,9 +308,9 @@ def test_a_controller_that_comes_back(slurm: SlurmScheduler, fakes: Fakes, tmp_p
     assert slurm.submit(spec(tmp_path)) == "42" and len(fakes.calls("sbatch")) == 3
 
 
-def test_a_controller_that_stays_away(slurm: SlurmScheduler, fakes: Fakes, tmp_path: Path) -> None:
+def test_a_controller_that_stays_away(hasty: SlurmScheduler, fakes: Fakes, tmp_path: Path) -> None:
     with pytest.raises(SchedulerError, match=r"was not reached for 1.2 s, and nothing was submitted"):
-        slurm.submit(spec(tmp_path))
+        hasty.submit(spec(tmp_path))
 
 
 def test_a_refusal_is_final(slurm: SlurmScheduler, fakes: Fakes, tmp_path: Path) -> None:
@@ -529,10 +535,10 @@ def test_one_call_cancels_all(slurm: SlurmScheduler, fakes: Fakes) -> None:
 
 
 @pytest.mark.parametrize("reply", [DOWN, Reply(1, err="scancel: error: Access/permission denied\n")])
-def test_a_cancel_that_did_not_get_through(reply: Reply, slurm: SlurmScheduler, fakes: Fakes) -> None:
+def test_a_cancel_that_did_not_get_through(reply: Reply, hasty: SlurmScheduler, fakes: Fakes) -> None:
     fakes.answers("scancel", reply)
     with pytest.raises(SchedulerError, match="scancel of 1, 2"):
-        slurm.cancel(["1", "2"])
+        hasty.cancel(["1", "2"])
 
 
 @pytest.mark.parametrize("job_id", ["", "-u", "1,2", "1 2", "all", "1_", "1;rm"])
