@@ -24,7 +24,7 @@ from orchestrator.schema import Sandbox as Defaults
 from runtime_server import wire
 from runtime_server.agent import AgentConnection, AgentError, AgentLost, Finished, Kept
 from runtime_server.engines import Container
-from runtime_server.engines.probe import oom_kills
+from runtime_server.engines.watch import kills
 from runtime_server.errors import BadRequest, Gone, NotFound, SandboxError, TooLarge, Unavailable
 from runtime_server.wire import Code
 
@@ -33,7 +33,7 @@ MAX_FILE = 256 << 20
 SHELL = "/bin/sh"
 
 _SAID = {
-    Code.OOM: "the sandbox used up its memory and was ended by the kernel; make a new one, with more memory",
+    Code.OOM: "the sandbox used up its memory and was ended; make a new one, with more memory",
     Code.SANDBOX_DIED: "the sandbox's first process ended, and everything in it; make a new one",
     Code.EXPIRED: "nobody used the sandbox for its whole ttl_s, so it was removed; make a new one",
     Code.SERVER_DRAINING: "the server is stopping and has removed its sandboxes",
@@ -84,7 +84,7 @@ class Box:
 
     def death(self) -> Code:
         """Why it died, as far as the kernel tells."""
-        return Code.OOM if oom_kills(self.container.memory) else Code.SANDBOX_DIED
+        return Code.OOM if kills(self.container) else Code.SANDBOX_DIED
 
     def gone(self) -> SandboxError:
         if self.reason == DELETED:
@@ -100,7 +100,7 @@ class Box:
         command = request.command
         argv = [SHELL, "-c", command] if isinstance(command, str) else command
         stdin = _stdin(request)
-        before = oom_kills(self.container.memory)
+        before = kills(self.container)
         async with self._in_use():
             done = await self.agent.exec(
                 argv,
@@ -110,7 +110,7 @@ class Box:
                 timeout_s=request.timeout_s or float(self.defaults.command_timeout),
                 max_output=self.defaults.max_output if request.max_output is None else request.max_output,
             )
-        return _result(done, oom_kills(self.container.memory) > before)
+        return _result(done, kills(self.container) > before)
 
     async def kill(self) -> None:
         """End every process in it but the agent; files stay, running commands end with signal 9."""

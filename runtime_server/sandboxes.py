@@ -187,6 +187,7 @@ class Sandboxes:
                 "max_output": limits.max_output,
             },
             features=["exec", "files", "idempotent-create", "queue", "renew"],
+            notes=[*facts.notes],
         )
 
     # --- making one ---

@@ -123,6 +123,7 @@ class Capabilities(Message):
     images: list[str] = Field(default_factory=list)
     limits: dict[str, float] = Field(default_factory=dict)  # defaults for one sandbox
     features: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)  # what is worse here than it could be, and who can help
 
 
 class CreateSandbox(Request):

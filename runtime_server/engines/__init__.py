@@ -17,7 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from runtime_server.engines.watch import Watched
 
 AGENT = "/.orchestrate/agent"
 IO = "/.orchestrate/io"
@@ -46,11 +49,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Container:
-    """One that runs. `pid`: its first process as this host sees it; `memory`: its memory cgroup, if any."""
+    """One that runs. `pid`: its first process as this host sees it; `memory`: its memory cgroup, if any;
+    `watched`: who looks after its limits where no cgroup does."""
 
     id: str
     pid: int
     memory: Path | None = None
+    watched: Watched | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from runtime_server.engines import probe as probing
 from runtime_server.engines.service import Service, find_programs
 from runtime_server.engines.spec import Node, create_body
 from runtime_server.engines.state import State, sweep
+from runtime_server.engines.watch import EVERY_S, Watch
 from runtime_server.errors import Internal, NotFound, SandboxError
 from runtime_server.wire import Code
 
@@ -53,6 +54,7 @@ GONE_S = 10.0
 KNOWN_S = 30.0  # how long an answer about an image is believed
 HANG_UP_S = 1.0
 BUSY_TRIES = 4
+TASKS_EACH = 64  # an ordinary user's sandboxes share one limit of processes and threads: on average so many
 
 
 class PodmanEngine:
@@ -68,6 +70,7 @@ class PodmanEngine:
         self._service: Service | None = None
         self._client: PodmanClient | None = None
         self._facts: Facts | None = None
+        self._watch: Watch | None = None
 
     @property
     def facts(self) -> Facts:
@@ -98,6 +101,8 @@ class PodmanEngine:
             return
         state, self._state = self._state, None
         await asyncio.to_thread(processes.end_all, lambda: processes.inside(state.cgroup))
+        if self._watch is not None:
+            await asyncio.to_thread(self._watch.stop)
         await self._end_service()
         await asyncio.to_thread(state.remove)
         self._threads.shutdown(wait=False)
@@ -132,7 +137,8 @@ class PodmanEngine:
         notes = (*notes, *entry.notes, *namespace.storage_notes(self.state.graphroot))
         root = os.getuid() == 0
         cgroup = self.state.cgroup if root and limits else ""
-        ulimits = probing.ulimits(self._service.pid)
+        crowd = self.config.max_parallel_sandboxes * TASKS_EACH + self.config.sandbox.pids
+        ulimits = probing.ulimits(self._service.pid, probing.PIDS_MAX if root else crowd)
         self._node = replace(
             self._node,
             ulimits=ulimits,
@@ -142,7 +148,20 @@ class PodmanEngine:
             seccomp="",
         )
         enforced = await self._probe(runtime)
+        notes += self._look_after(enforced)
         return Facts("podman", runtime, driver, probing.cgroup_version(), not root, enforced, notes)
+
+    def _look_after(self, enforced: dict[str, bool]) -> tuple[str, ...]:
+        """Where no cgroup holds memory and processes, somebody has to watch. Returns what to say about it."""
+        lacking = tuple(name for name in ("memory", "pids") if not enforced[name])
+        notes = () if enforced["cpus"] else ("no limit of CPUs: this user may not make cgroups here",)
+        if not lacking:
+            return notes
+        self._watch = Watch(lacking)
+        self._watch.start()
+        enforced.update(dict.fromkeys(lacking, True))
+        what = " and ".join(lacking)
+        return (*notes, f"{what}: watched {1 / EVERY_S:g} times a second, for no cgroup holds them here")
 
     async def _probe(self, runtime: str) -> dict[str, bool]:
         """Start the agent in an empty root directory, and see what holds for it."""
@@ -250,10 +269,12 @@ class PodmanEngine:
         except BaseException:  # cancelled or failed: it must not stay
             await asyncio.shield(self._delete(identity))
             raise
-        memory = probing.cgroup_directory(pid, "memory")
-        return Container(identity, pid, memory)
+        watched = self._watch.add(pid, recipe.memory_mb << 20, recipe.pids) if self._watch else None
+        return Container(identity, pid, probing.own_cgroup(pid, "memory"), watched)
 
     async def kill(self, container: Container) -> None:
+        if self._watch and container.watched:
+            self._watch.drop(container.watched)
         conmon = self._conmon(container.id)
         parent = processes.stat_fields(container.pid)
         if parent and int(parent[1]) == conmon:  # the pid is still that of our container

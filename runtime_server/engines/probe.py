@@ -20,6 +20,7 @@ from runtime_server.engines import Recipe
 
 CGROUPS = Path("/sys/fs/cgroup")
 NOFILE = 65536
+PIDS_MAX = 1 << 22  # the kernel's own
 CAP_SYS_RESOURCE = 24
 
 
@@ -30,14 +31,14 @@ def cgroup_version(root: Path = CGROUPS) -> str:
     return "hybrid" if (root / "unified" / "cgroup.controllers").exists() else "v1"
 
 
-def ulimits(service_pid: int) -> dict[str, int]:
+def ulimits(service_pid: int, processes: int = PIDS_MAX) -> dict[str, int]:
     """Hard limits that a container may have: a runtime refuses any above those of Podman's service.
 
     Podman lowers its own number of processes to the kernel's pid_max, so the server's limits mislead.
     """
     return {
         "nofile": _below(service_pid, resource.RLIMIT_NOFILE, NOFILE),
-        "nproc": _below(service_pid, resource.RLIMIT_NPROC, _pid_max()),
+        "nproc": _below(service_pid, resource.RLIMIT_NPROC, min(processes, _pid_max())),
         "core": 0,
     }
 
@@ -78,6 +79,12 @@ def cgroup_directory(pid: int, controller: str) -> Path | None:
             continue
         return found if found.is_dir() else None
     return None
+
+
+def own_cgroup(pid: int, controller: str) -> Path | None:
+    """Its cgroup, unless that is ours too: a job's limit, and a job's count of kills, are not a sandbox's."""
+    found = cgroup_directory(pid, controller)
+    return None if found == cgroup_directory(os.getpid(), controller) else found
 
 
 def oom_kills(memory: Path | None) -> int:
@@ -139,11 +146,11 @@ def _shm_bytes(pid: int) -> int:
 
 def read_back(pid: int, recipe: Recipe) -> dict[str, bool]:
     """Which promises hold for the running container with this first process."""
-    memory = cgroup_directory(pid, "memory")
+    memory = own_cgroup(pid, "memory")
     return {
-        "cpus": _cpus(cgroup_directory(pid, "cpu")) <= recipe.cpus * 1.01,
+        "cpus": _cpus(own_cgroup(pid, "cpu")) <= recipe.cpus * 1.01,
         "memory": _number(memory, "memory.max", "memory.limit_in_bytes") <= recipe.memory_mb << 20,
-        "pids": _number(cgroup_directory(pid, "pids"), "pids.max") <= recipe.pids,
+        "pids": _number(own_cgroup(pid, "pids"), "pids.max") <= recipe.pids,
         "shm": 0 < _shm_bytes(pid) <= recipe.shm_mb << 20,
         "network_isolation": not _same_namespace(pid, "net"),
         "user_namespace": not _same_namespace(pid, "user"),
