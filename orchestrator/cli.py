@@ -197,6 +197,21 @@ def reap(run: str | None, yes: bool, wait: float | None, runs_dir: Path | None, 
     raise SystemExit(cli_reap.main(run, yes, wait, runs_dir, as_json))
 
 
+@cli.command()
+@click.option("--config", "-c", "config_name", metavar="NAME|PATH", help="What will be run; default: base.")
+@click.option("--probe", is_flag=True, help="Look at compute nodes too, with a tiny job in each partition.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds that the probe jobs may take.")
+@_json
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+def doctor(
+    config_name: str | None, probe: bool, timeout: float, as_json: bool, assignments: tuple[str, ...]
+) -> None:
+    """Check this machine, the cluster and its nodes before a run needs them."""
+    from orchestrator import cli_doctor
+
+    raise SystemExit(cli_doctor.main(config_name, probe, timeout, as_json, assignments))
+
+
 @cli.group()
 def config() -> None:
     """Show configurations and the keys they may have."""
