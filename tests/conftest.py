@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from cluster.fixtures import accounting_cluster as accounting_cluster
 from cluster.fixtures import cluster as cluster  # pytest puts this folder on the path
 from xdist.scheduler import LoadScopeScheduling
 

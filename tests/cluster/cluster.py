@@ -23,9 +23,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import pwd
-import random
 import shutil
 import subprocess
 import sys
@@ -37,19 +34,15 @@ from signal import SIGKILL, SIGTERM, Signals
 from types import TracebackType
 from typing import IO, Any, NamedTuple, TypeVar
 
-from . import config
+from . import accounting as books
+from . import blueprint, config, machine
+from .machine import ClusterError
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 PREFIX = "orchestrate-cluster-"
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip")
 START_TIMEOUT_S = 60
 T = TypeVar("T")
-
-
-class ClusterError(Exception):
-    """The cluster could not be started, or did not get where it was told to; the message has the logs."""
 
 
 class Process(NamedTuple):
@@ -72,16 +65,24 @@ class Job(NamedTuple):
 
 
 class Cluster:
-    """`settings` replaces or adds lines of slurm.conf; `visible` names further directories that the user
-    must be able to read although they lie below a closed one such as /root."""
+    """`accounting` adds slurmdbd and its database. `settings` replaces or adds lines of slurm.conf;
+    `visible` names further directories that the user must be able to read although they lie below a
+    closed one such as /root."""
 
-    def __init__(self, *, settings: Mapping[str, str | int] | None = None, visible: Iterable[Path] = ()):
-        self.settings = dict(settings or {})
+    def __init__(
+        self,
+        *,
+        accounting: bool = False,
+        settings: Mapping[str, str | int] | None = None,
+        visible: Iterable[Path] = (),
+    ):
+        self.accounting = accounting
+        self.settings = (books.SETTINGS if accounting else {}) | dict(settings or {})
         self.user = config.USER
         self.nodes = config.NODES
         self.repo = REPOSITORY
         self.python = sys.executable
-        self._visible = tuple(visible)
+        self._visible = [Path(sys.prefix), Path(sys.base_prefix), self.repo, *visible]
         self._holder: subprocess.Popen[str] | None = None
         self._control = 0
         self._hosts: dict[str, int] = {}
@@ -89,13 +90,13 @@ class Cluster:
     # --- start and stop
 
     def start(self) -> None:
-        _refuse_what_cannot_work()
-        sweep()
-        self.uid = _free_uid()
+        machine.refuse_what_cannot_work(blueprint.programs(self.accounting))
+        machine.sweep(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
+        self.uid = machine.free_uid()
         self.layout = config.Layout(Path(tempfile.mkdtemp(prefix=PREFIX)).resolve())
         self.shared, self.conf = self.layout.shared, self.layout.conf
         try:
-            self._write_files()
+            blueprint.write(self.layout, self.uid, self.settings, self.accounting, self._visible)
             self._start_holder()
             self.wait(self._all_idle, START_TIMEOUT_S, "all nodes idle")
         except BaseException:
@@ -125,75 +126,6 @@ class Cluster:
     ) -> None:
         self.stop()
 
-    def _write_files(self) -> None:
-        layout = self.layout
-        layout.root.chmod(0o755)
-        for folder in layout.folders:
-            folder.mkdir(parents=True)
-        layout.state.chmod(0o700)
-        for folder in (layout.home, layout.shared):
-            os.chown(folder, self.uid, self.uid)
-            folder.chmod(0o700)
-        for number in range(config.GPUS):
-            os.mknod(layout.devices / f"gpu{number}", 0o20000, os.makedev(1, 3 + 2 * number))  # as /dev/null
-        layout.munge_key.write_bytes(random.randbytes(1024))
-        layout.munge_key.chmod(0o400)
-        layout.conf.write_text(config.slurm_conf(layout, self.settings))
-        (layout.slurm / "gres.conf").write_text(config.gres_conf(layout))
-        # The checkout belongs to root in there, which git would otherwise refuse to read.
-        (layout.home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
-        layout.spec.write_text(json.dumps(self._specification()))
-
-    def _files(self) -> dict[str, str]:
-        """Private versions of the machine's files: {where the text lies: what it covers}."""
-        texts = config.accounts(self.uid, self.layout.home) | {"/etc/hosts": config.hosts()}
-        bound = {}
-        for target, text in texts.items():
-            if Path(target).exists():
-                source = self.layout.etc / Path(target).name
-                source.write_text(text)
-                source.chmod(0o640 if target == "/etc/shadow" else 0o644)
-                bound[str(source)] = target
-        if Path("/etc/slurm").is_dir():
-            bound[str(self.layout.slurm)] = "/etc/slurm"
-        return bound
-
-    def _specification(self) -> dict[str, Any]:
-        visible = _with_targets([Path(sys.prefix), Path(sys.base_prefix), self.repo, *self._visible])
-        return {
-            "root": str(self.layout.root),
-            "visible": [str(path) for path in visible],
-            "covered": [str(path) for path in _closed_parents(visible)],
-            "files": self._files(),
-            "uid": self.uid,
-            "gid": self.uid,
-            "address": config.CONTROL,
-            "environment": {"PATH": SYSTEM_PATH, "SLURM_CONF": str(self.conf)},
-            "start": self._control_commands(),
-            "hosts": {
-                name: {
-                    "address": f"{config.NETWORK}.{number}",
-                    "start": [self._slurmd()] if name in self.nodes else [],
-                }
-                for name, number in config.HOSTS.items()
-            },
-        }
-
-    def _control_commands(self) -> list[list[str]]:
-        etc, log, pids = self.layout.etc, self.layout.log, self.layout.pids
-        return [
-            ["mkdir", "-m", "755", "/run/munge"],
-            ["munged", "--force", f"--key-file={self.layout.munge_key}", f"--log-file={log}/munged",
-             f"--pid-file={pids}/munged", f"--seed-file={etc}/munge.seed", "--num-threads=4"],
-            self._slurmctld(),
-        ]  # fmt: skip
-
-    def _slurmctld(self) -> list[str]:
-        return ["slurmctld", "-f", str(self.conf)]
-
-    def _slurmd(self) -> list[str]:
-        return ["slurmd", "-f", str(self.conf)]
-
     def _start_holder(self) -> None:
         lock = self.layout.lock.open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)  # held by every process of the holder, so by the living only
@@ -219,12 +151,18 @@ class Cluster:
         lines = set(answer.stdout.split("\n")) - {""}
         return lines == {f"{node} idle" for node in self.nodes}
 
+    @property
+    def holder_pids(self) -> tuple[int, int]:
+        """(the process that waits for our end, process 1 of the cluster) as this machine numbers them."""
+        assert self._holder is not None
+        return self._holder.pid, self._control
+
     # --- running commands
 
     def environment(self, user: bool = True) -> dict[str, str]:
         """What a command gets unless it is told more; nothing of ours passes."""
         slurm = str(Path(shutil.which("sbatch") or "/usr/bin/sbatch").parent)
-        path = ":".join(dict.fromkeys([f"{sys.prefix}/bin", slurm, *SYSTEM_PATH.split(":")]))
+        path = ":".join(dict.fromkeys([f"{sys.prefix}/bin", slurm, *machine.SYSTEM_PATH.split(":")]))
         name, home = (self.user, str(self.layout.home)) if user else ("root", "/")
         return {
             "HOME": home, "USER": name, "LOGNAME": name, "SHELL": "/bin/bash", "LANG": "C.UTF-8",
@@ -240,7 +178,7 @@ class Cluster:
         inside = self._hosts[node or ("login" if user else "ctl")]
         ids = {"uid": self.uid, "gid": self.uid} if user else {"uid": 0, "gid": 0}
         spec = ids | {
-            "proc": f"/proc/{self._control}/root/proc/{inside}",
+            "proc": str(self._proc / str(inside)),
             "cwd": str(cwd or (self.shared if user else "/")),
             "groups": [ids["gid"]],
             "terminal": terminal,
@@ -288,16 +226,28 @@ class Cluster:
 
     def processes(self, node: str | None = None) -> list[Process]:
         """Everything that runs on a host (or on all), but for the hosts' own process 1."""
-        proc = Path(f"/proc/{self._control}/root/proc")
-        wanted = (proc / str(self._hosts[node]) / "ns/uts").readlink() if node else None
+        wanted = self._uts(self._proc / str(self._hosts[node])) if node else None
         found = []
-        for folder in proc.glob("[0-9]*"):
+        for folder in self.proc_folders():
             with contextlib.suppress(OSError):  # ended while we look
-                if int(folder.name) in self._hosts.values():
-                    continue
-                if wanted is None or (folder / "ns/uts").readlink() == wanted:
+                hosts_own = int(folder.name) in self._hosts.values()
+                if not hosts_own and wanted in (None, self._uts(folder)):
                     found.append(self._process(folder))
         return [process for process in found if process.argv]
+
+    @property
+    def _proc(self) -> Path:
+        """/proc of host ctl, seen from here."""
+        return Path(f"/proc/{self._control}/root/proc")
+
+    def proc_folders(self) -> list[Path]:
+        """One of /proc per process of the cluster, as this machine can read them."""
+        return list(self._proc.glob("[0-9]*"))
+
+    @staticmethod
+    def _uts(folder: Path) -> Path:
+        """Which host a process is on."""
+        return (folder / "ns/uts").readlink()
 
     def _process(self, folder: Path) -> Process:
         argv = (folder / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
@@ -344,13 +294,13 @@ class Cluster:
         self._end_daemon("slurmd", node, SIGKILL)
 
     def start_slurmd(self, node: str) -> None:
-        self.run(self._slurmd(), user=False, node=node, check=True)
+        self.run(blueprint.slurmd(self.layout), user=False, node=node, check=True)
 
     def stop_controller(self) -> None:
         self._end_daemon("slurmctld", "ctl", SIGTERM)
 
     def start_controller(self) -> None:
-        self.run(self._slurmctld(), user=False, check=True)
+        self.run(blueprint.slurmctld(self.layout), user=False, check=True)
         self.wait(lambda: self.run(["scontrol", "ping"], user=False).returncode == 0, 30, "slurmctld answers")
 
     def _end_daemon(self, name: str, node: str, number: Signals) -> None:
@@ -387,46 +337,3 @@ class Cluster:
         self.settings |= settings
         self.conf.write_text(config.slurm_conf(self.layout, self.settings))
         self.run(["scontrol", "reconfigure"], user=False, check=True)
-
-
-def sweep() -> None:
-    """Remove the directories of clusters of which no process is left."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        lock = config.Layout(folder).lock
-        with contextlib.suppress(OSError), lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - lock.stat().st_mtime > 60:  # not one that is just being made
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_what_cannot_work() -> None:
-    if os.geteuid() != 0:
-        raise ClusterError(
-            "a test cluster needs root (it makes namespaces, mounts and users): sudo, or a container"
-        )
-    missing = [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]
-    if missing:
-        raise ClusterError(
-            f"not found: {', '.join(missing)}. Run `make setup`, or: apt-get install slurm-wlm munge iproute2"
-        )
-
-
-def _free_uid() -> int:
-    """Drawn, for limits of the kernel are per user id and several clusters may run at once."""
-    taken = {entry.pw_uid for entry in pwd.getpwall()}
-    return random.choice([uid for uid in range(20_000, 36_000) if uid not in taken])
-
-
-def _with_targets(paths: list[Path]) -> list[Path]:
-    """Each directory as named and as resolved, outer ones first."""
-    both = {path.absolute() for path in paths} | {path.resolve() for path in paths}
-    return sorted(both, key=lambda path: len(path.parts))
-
-
-def _closed_parents(paths: list[Path]) -> list[Path]:
-    """The topmost directories above `paths` that an ordinary user may not pass."""
-    closed = {
-        next((parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001), None)
-        for path in paths
-    }
-    return sorted(folder for folder in closed if folder is not None)

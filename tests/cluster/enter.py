@@ -12,12 +12,12 @@ What it does not do
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import termios
 import tty
@@ -63,32 +63,38 @@ def run_with_streams(spec: dict[str, Any], argv: list[str]) -> int:
 
 
 def run_with_terminal(spec: dict[str, Any], argv: list[str]) -> int:
-    size = os.get_terminal_size() if sys.stdin.isatty() else os.terminal_size((80, 24))
-    program = ["stty", "cols", str(size.columns), "rows", str(size.lines)]
     pid, terminal = pty.fork()
     if pid == 0:
-        subprocess.run(program, check=False)
         become(spec, argv)
-    return relay(pid, terminal)
+    if not sys.stdin.isatty():
+        return relay(pid, terminal)
+    saved = termios.tcgetattr(0)
+
+    def resize(*_: object) -> None:
+        termios.tcsetwinsize(terminal, termios.tcgetwinsize(0))
+
+    signal.signal(signal.SIGWINCH, resize)
+    resize()
+    tty.setraw(0, termios.TCSADRAIN)  # keeps what was typed ahead
+    try:
+        return relay(pid, terminal)
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, saved)
 
 
 def relay(pid: int, terminal: int) -> int:
-    """Bytes between our terminal and the command's, until the command ends."""
-    saved = termios.tcgetattr(0) if sys.stdin.isatty() else None
-    if saved:
-        tty.setraw(0)
-    try:
+    """Bytes between our streams and the command's terminal, until the command ends."""
+    sources = [0, terminal]
+    with contextlib.suppress(OSError):  # Linux reports the end of the other side as EIO
         while True:
-            ready, _, _ = select.select([0, terminal], [], [])
-            if 0 in ready:
-                os.write(terminal, os.read(0, 65536) or b"\x04")
+            ready, _, _ = select.select(sources, [], [])
             if terminal in ready:
                 os.write(1, os.read(terminal, 65536))
-    except OSError:
-        pass  # Linux reports the end of the other side as EIO
-    finally:
-        if saved:
-            termios.tcsetattr(0, termios.TCSADRAIN, saved)
+            elif typed := os.read(0, 65536):
+                os.write(terminal, typed)
+            else:
+                os.write(terminal, b"\x04")  # the end of a file, as a terminal says it
+                sources.remove(0)
     return os.waitpid(pid, 0)[1]
 
 

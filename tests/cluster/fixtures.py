@@ -18,3 +18,10 @@ def cluster() -> Iterator[Cluster]:
     """A running Slurm without accounting, shared by the tests of this worker."""
     with Cluster() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def accounting_cluster() -> Iterator[Cluster]:
+    """The same with slurmdbd and a database below it: sacct and sacctmgr answer."""
+    with Cluster(accounting=True) as running:
+        yield running
