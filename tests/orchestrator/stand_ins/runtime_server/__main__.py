@@ -1,0 +1,62 @@
+"""Stands in the place of the sandbox server in tests of whole launches on a cluster: a server that other
+hosts reach, and no sandboxes. `python -m runtime_server --run-dir R`, found first on PYTHONPATH.
+
+SERVER_DIES names a file: once it is there, the server dies of SIGKILL.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from orchestrator.contract import Env, ReadyFlag, RunDirectory
+
+if "--sweep" in sys.argv:
+    sys.exit(0)
+run, nonce = RunDirectory(os.environ[Env.RUN_DIR]), os.environ[Env.NONCE]
+attempt, key = int(os.environ[Env.ATTEMPT]), secrets.token_hex(8)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        who = {"run_id": run.run_id, "nonce": nonce, "attempt": attempt, "version": "0"}
+        known = self.headers.get("X-API-Key") == key
+        body = json.dumps({"status": "ok", **(who if known else {})}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def die_when_told() -> None:
+    while not Path(os.environ["SERVER_DIES"]).exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if "SERVER_DIES" in os.environ:
+    threading.Thread(target=die_when_told, daemon=True).start()
+subprocess.run(["setsid", "--fork", "sleep", "1000"], check=True)  # as a container's monitor would be
+server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+host = socket.gethostname()
+url = f"http://{host}:{server.server_address[1]}"
+run.publish(run.runtime_api_key, key, 0o600)
+run.publish(run.runtime_url, url)
+flag = ReadyFlag(
+    run_id=run.run_id, attempt=attempt, job_id="", nonce=nonce, host=host, pid=os.getpid(), url=url
+)
+run.publish(run.ready_flag, flag)
+server.serve_forever(poll_interval=0.05)
