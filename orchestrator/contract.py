@@ -24,16 +24,12 @@ Rules it keeps (docs/design.md, "The run directory")
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import random
 import secrets
 import socket
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -58,6 +54,7 @@ from orchestrator.records import (
     Superseded,
     WaitTimeout,
 )
+from orchestrator.waiting import Heartbeat, Pulse, wait_for
 
 __all__ = [
     "CompleteFlag",
@@ -89,7 +86,6 @@ __all__ = [
     "wait_for",
 ]
 
-T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
 
@@ -127,6 +123,7 @@ class RunDirectory:
         # one file per writer, merged on reading
         self.events = at("events")
         self.attempts = at("attempts")
+        self.history = at("history")
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.root)!r})"
@@ -151,6 +148,10 @@ class RunDirectory:
     def submissions(self, role: str) -> Path:
         """Journal of what this role's job has submitted: a successor of its own, or of its peer."""
         return self.root / role / "submissions.jsonl"
+
+    def earlier(self, number: int) -> Path:
+        """Folder with what an earlier life of this run left: its result, configuration and scripts."""
+        return self.history / str(number)
 
     def out(self, role: str, job_id: str) -> Path:
         return self.root / f"{role}_{job_id}.out"
@@ -236,6 +237,11 @@ class RunDirectory:
         events = [event for row in rows if (event := _event(row)) is not None]
         return sorted(events, key=lambda e: e.at)
 
+    def cancel_asked(self) -> bool:
+        """Whether somebody asked for the end of the run, and nobody resumed it since."""
+        asked = [e.what for e in self.timeline() if e.what in ("launcher.cancel", "launcher.resumed")]
+        return asked[-1:] == ["launcher.cancel"]
+
     # --- attempts ---
 
     def take_attempt(self, role: str, token: str) -> int:
@@ -314,86 +320,3 @@ def _event(row: dict[str, Any]) -> Event | None:
         return Event.from_json(json.dumps(row))
     except ValueError:
         return None
-
-
-# --- waiting and heartbeats --------------------------------------------------------------------------
-
-
-def wait_for(
-    check: Callable[[], T | None],
-    what: str,
-    timeout_s: float,
-    alive: Callable[[], str | None] = lambda: None,
-    *,
-    first_s: float = 0.05,
-    longest_s: float = 2.0,
-    alive_every_s: float = 2.0,
-) -> T:
-    """Poll `check` until it returns something, with growing pauses and jitter.
-
-    `alive` returns None while the producer may still live, or the reason why it is known dead.
-    Raises WaitTimeout, or PeerGone with that reason. Nothing here reads a wall clock.
-    """
-    start = time.monotonic()
-    pause, next_alive = first_s, start
-    while True:
-        if (found := check()) is not None:
-            return found
-        now = time.monotonic()
-        if now >= next_alive:
-            next_alive = now + alive_every_s
-            if (reason := alive()) is not None:
-                raise PeerGone(f"waited {now - start:.0f} s for {what}, but {reason}")
-        if now - start >= timeout_s:
-            raise WaitTimeout(f"{what} did not appear within {timeout_s:g} s")
-        time.sleep(min(pause * random.uniform(0.8, 1.2), max(0.0, timeout_s - (now - start))))  # noqa: S311 - jitter, no secret
-        pause = min(pause * 1.5, longest_s)
-
-
-class Heartbeat:
-    """Rewrites a fixed-length nonce in place every `every_s` seconds, from a daemon thread.
-
-    Survives a filesystem that hiccups: a beat that cannot be written is a missed beat, nothing more.
-    """
-
-    def __init__(self, path: Path, every_s: float = 10.0) -> None:
-        self.path, self.every_s = path, every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"heartbeat {path.parent.name}", daemon=True)
-
-    def __enter__(self) -> Self:
-        self.beat()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self.every_s):
-            self.beat()
-
-    def beat(self) -> None:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(descriptor, secrets.token_hex(16).encode() + b"\n", 0)
-            finally:
-                os.close(descriptor)
-
-
-class Pulse:
-    """An observer of a heartbeat: remembers the last bytes and *its own* monotonic time of change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._last, self._changed = b"", time.monotonic()
-
-    def still_for(self) -> float:
-        """Seconds, on this process's clock, since the nonce was last seen to change."""
-        with contextlib.suppress(OSError):
-            now = read_bytes(self.path)
-            if now != self._last:
-                self._last, self._changed = now, time.monotonic()
-        return time.monotonic() - self._changed

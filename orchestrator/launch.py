@@ -158,7 +158,7 @@ def _context(request: Request, run_dir: Path, from_checkout: bool) -> Context:
     )
 
 
-def _secrets(config: Config) -> dict[str, str]:
+def secrets_of(config: Config) -> dict[str, str]:
     """The variables of the env file. Raises ConfigError; no value ever gets into a message."""
     path = config.environment.env_file
     if not path:
@@ -179,7 +179,7 @@ def launch(request: Request, scheduler: Scheduler) -> Launched:
     cancelled and the directory says so.
     """
     preview(request)
-    secrets = _secrets(request.config)
+    secrets = secrets_of(request.config)
     run = RunDirectory.create(request.runs_dir)
     try:
         taken = _take_code(request, run)
@@ -187,7 +187,7 @@ def launch(request: Request, scheduler: Scheduler) -> Launched:
     except BaseException:  # an interrupt too: a run that was not launched leaves nothing
         shutil.rmtree(run.root, ignore_errors=True)  # nobody has heard of it yet
         raise
-    return Launched(run, plan, _submit_all(run, plan, scheduler), taken.left_out)
+    return Launched(run, plan, submit_all(run, plan, scheduler), taken.left_out)
 
 
 def _take_code(request: Request, run: RunDirectory) -> snapshot.Snapshot:
@@ -232,7 +232,7 @@ def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.S
         dirty=taken.dirty,
         mode=plan.mode,
         environment=capture(),
-        jobs={job.role: spec_record(_spec(run, job, None)) for job in plan.jobs},
+        jobs={job.role: spec_record(spec_for(run, job, None)) for job in plan.jobs},
         settings=dataclasses.asdict(plan.settings),
     )
 
@@ -280,14 +280,21 @@ class Journal:
         manifest = self.run.read(self.run.manifest, Manifest)
         assert manifest is not None  # this process wrote it and is its only writer
         entry = Submission(
-            role=job.role, token=job.token, state=state, job_id=job_id, scheduler=scheduler, at=time.time()
+            role=job.role,
+            token=job.token,
+            state=state,
+            job_id=job_id,
+            scheduler=scheduler,
+            number=job.number,
+            at=time.time(),
         )
         submissions = [*manifest.submissions, dataclasses.asdict(entry)]
         self.run.publish(self.run.manifest, dataclasses.replace(manifest, submissions=submissions))
         self.events.add(state, job=job.role, job_id=job_id)
 
 
-def _submit_all(run: RunDirectory, plan: Plan, scheduler: Scheduler) -> dict[str, str]:
+def submit_all(run: RunDirectory, plan: Plan, scheduler: Scheduler) -> dict[str, str]:
+    """Submit the jobs of a plan, all or none, with a journal. Raises LaunchError."""
     journal = Journal(run)
     jobs: dict[str, str] = {}
     try:
@@ -333,7 +340,7 @@ def _submit(
 ) -> str:
     journal.add(job, "intent", scheduler=scheduler.name)
     try:
-        job_id = _ask_to_submit(scheduler, _spec(run, job, after))
+        job_id = _ask_to_submit(scheduler, spec_for(run, job, after))
     except SubmissionUnknown as error:  # the journal stays at the intent: readers look for the token
         raise LaunchError(f"whether the {job.role} job was submitted is not known: {error}") from error
     except SchedulerError as error:
@@ -359,7 +366,7 @@ def _ask_to_submit(scheduler: Scheduler, spec: JobSpec) -> str:
         return found
 
 
-def _spec(run: RunDirectory, job: PlannedJob, after: str | None) -> JobSpec:
+def spec_for(run: RunDirectory, job: PlannedJob, after: str | None) -> JobSpec:
     return JobSpec(
         role=job.role,
         name=job.name,

@@ -42,6 +42,8 @@ class Context:
     snapshot: bool = True
     """The jobs import the packages from `code` instead of from where they are installed."""
     mode: str = "run"
+    number: int = 1
+    """How often jobs of this run were submitted, this time included; it tells their tokens apart."""
     environ: Mapping[str, str] = field(default_factory=dict)
     """Variables of the launching shell that a job may see (`orchestrator.launch.PASSED`)."""
 
@@ -79,6 +81,8 @@ class PlannedJob:
     after: str | None
     """Role of the job that must have started first."""
     requeue: bool
+    number: int = 1
+    """Counts the submissions of this role in its run."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ def _job(config: Config, context: Context, role: str) -> PlannedJob:
         err=str(run.err(role, plan_slurm.log_id(role, config))),
         env={**context.environ, Env.RUN_DIR.value: str(run.root)},
         signal=config.scheduler.signal,
-        token=f"{run.run_id}.{role}",
+        token=f"{run.run_id}.{role}" + (f".{context.number}" if context.number > 1 else ""),
+        number=context.number,
         held=held,
         after=Role.RUNTIME.value if waits and not held else None,
         requeue=config.scheduler.on_timeout == "requeue" or role == Role.RUNTIME,

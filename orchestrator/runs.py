@@ -248,7 +248,7 @@ def _ended_without_result(
     run: RunDirectory, manifest: Manifest, jobs: list[JobView]
 ) -> tuple[str, str, int | None]:
     """Every job is over and nobody wrote a result: say what is known, never guess a success."""
-    if any(event.what == "launcher.cancel" for event in run.timeline()):
+    if run.cancel_asked():
         return Outcome.CANCELLED, "cancelled on request", 128 + 15
     # the training job's word counts first; one that never began left none, and the runtime's stands
     for job in sorted(jobs, key=lambda job: job.role == Role.RUNTIME):

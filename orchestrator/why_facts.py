@@ -61,7 +61,7 @@ def collect(
         health=_health(run, manifest, running),
         ready=run.read(run.ready_flag, ReadyFlag) is not None,
         complete=run.read(run.complete_flag, CompleteFlag) is not None,
-        cancelled=any(event.what == "launcher.cancel" for event in run.timeline()),
+        cancelled=run.cancel_asked(),
         checkpoint=checkpoints.newest(run),
         step=int(metrics[-1].get("step", -1)) + 1 if metrics else 0,
         heartbeat_every=settings.heartbeat_every,
