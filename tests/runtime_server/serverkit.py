@@ -18,6 +18,7 @@ from typing import Self
 
 import uvicorn
 import uvloop
+from ordinary import Ordinary
 
 from orchestrator.schema import Runtime
 from runtime_server.app import Identity, create_app, default_sandboxes
@@ -48,8 +49,8 @@ class Server:
     curl: str
 
     @classmethod
-    def start(cls, *options: str, env: dict[str, str] | None = None) -> Self:
-        process = spawn(*options, env=env)
+    def start(cls, *options: str, env: dict[str, str] | None = None, user: Ordinary | None = None) -> Self:
+        process = spawn(*options, env=env, user=user)
         assert process.stdout is not None
         said: dict[str, str] = {}
         while len(said) < 3 and (line := process.stdout.readline()):
@@ -70,8 +71,11 @@ class Server:
         return code
 
 
-def spawn(*options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "runtime_server", *options]
+def spawn(
+    *options: str, env: dict[str, str] | None = None, user: Ordinary | None = None
+) -> subprocess.Popen[str]:
+    command = ["-m", "runtime_server", *options]
+    command = user.python(*command, env=env) if user else [sys.executable, *command]
     environment = {**os.environ, **(env or {})}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -91,7 +95,7 @@ def refused(*options: str, env: dict[str, str] | None = None) -> subprocess.Comp
 
 def state_of(pid: int) -> list[Path]:
     """The state directories whose owner is this process."""
-    found = [p for base in set(bases()) for p in base.glob(f"orc-{os.getuid()}-*")]
+    found = [p for base in set(bases()) for p in base.glob("orc-*")]
     return [p for p in found if f'"pid": {pid},' in _text(p / "owner.json")]
 
 
