@@ -1,9 +1,10 @@
 # make demo    set up, then train a small policy by PPO in real sandboxes and show its learning curve
 # make test    set up, then run every test
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
+# make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
 # make bench   every benchmark, one JSON line each
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: demo test fast check bench drills setup clean
+.PHONY: demo test fast check bench drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
@@ -23,6 +24,11 @@ bench: setup
 
 drills: setup
 	@$(PY) -m tests.drills
+
+# In the environment, so that quotes and dollar signs of CMD reach the cluster as they were typed.
+cluster: export CLUSTER_COMMAND = $(value CMD)
+cluster: setup
+	@PYTHONPATH=tests $(PY) -m cluster $(ARGS) $${CLUSTER_COMMAND:+-c "$$CLUSTER_COMMAND"}
 
 setup:
 	@tools/setup

@@ -52,7 +52,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _shell(cluster: Cluster) -> int:
     print(BANNER.format(user=cluster.user, cpus=config.CPUS, gpus=config.GPUS, shared=cluster.shared))
-    return _attached(cluster, ["bash"], terminal=sys.stdin.isatty())
+    _attached(cluster, ["bash"], terminal=sys.stdin.isatty())
+    return 0  # the exit code of a shell is that of whatever came last in it
 
 
 def _one_command(cluster: Cluster, command: str) -> int:
