@@ -180,6 +180,24 @@ def why(run: str | None, wait: float | None, runs_dir: Path | None, as_json: boo
 
 
 @cli.command()
+@click.argument("arguments", nargs=-1, metavar="[RUN] [KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted; change nothing.")
+@click.option("--from-scratch", is_flag=True, help="Start over where there is no checkpoint to go on from.")
+@_runs_dir
+@_json
+def resume(
+    arguments: tuple[str, ...], dry_run: bool, from_scratch: bool, runs_dir: Path | None, as_json: bool
+) -> None:
+    """Go on with a run that is over, from its newest checkpoint, in the same directory.
+
+    KEY=VALUE changes resources and lengths, like training.time_limit=8h or trainer.total_steps=200.
+    """
+    from orchestrator import cli_resume
+
+    cli_resume.main(arguments, dry_run, from_scratch, runs_dir, as_json)
+
+
+@cli.command()
 @_run
 @click.option("--yes", is_flag=True, help="Remove what was found; without it nothing is changed.")
 @click.option(

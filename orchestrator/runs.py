@@ -252,7 +252,9 @@ def _ended_without_result(
         return Outcome.CANCELLED, "cancelled on request", 128 + 15
     # the training job's word counts first; one that never began left none, and the runtime's stands
     for job in sorted(jobs, key=lambda job: job.role == Role.RUNTIME):
-        if job.outcome and (job.outcome != Outcome.SUCCESS or manifest.mode == "runtime-only"):
+        if job.outcome in ("", Outcome.REQUEUED):
+            continue  # a job that was to live again and did not has no outcome
+        if job.outcome != Outcome.SUCCESS or manifest.mode == "runtime-only":
             return job.outcome, f"{job.role}: {job.reason}", job.exit_code
     told = [f"{j.role}: {j.reason or j.phase or j.state}" for j in jobs]
     code = next((j.exit_code for j in jobs if j.exit_code), None)
