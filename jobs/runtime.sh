@@ -4,7 +4,7 @@
 
 # Before anything slow: a signal without a trap kills the shell and nobody would write down why.
 pid= wanted=
-trap 'wanted="$wanted warned"; [ -z "$pid" ] || kill -USR1 "$pid"' USR1
+trap 'wanted="$wanted warned"; [ -z "$pid" ] || kill -USR1 "$pid"' USR1 USR2
 trap 'wanted="$wanted stop"; [ -z "$pid" ] || kill -TERM "$pid"' TERM INT
 
 export ORCHESTRATE_RUN_DIR=${1:?"usage: bash runtime.sh RUN_DIR"}
@@ -12,24 +12,24 @@ cd "$ORCHESTRATE_RUN_DIR" || exit 66 # under Slurm a missing work directory sile
 unset SLURM_EXPORT_ENV                # it would strip the environment of later steps
 [ ! -r ./env.sh ] || . ./env.sh
 
-# One life of this job, one nonce. In an array the task's own id: the bare id means the whole array.
-read -r ORCHESTRATE_NONCE </proc/sys/kernel/random/uuid
+# In an array the task's own id: the bare id means the whole array.
 id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 ORCHESTRATE_JOB_ID=${ORCHESTRATE_JOB_ID:-${id:-$SLURM_JOB_ID}}
 ORCHESTRATE_RESTARTS=${ORCHESTRATE_RESTARTS:-${SLURM_RESTART_COUNT:-0}}
-export ORCHESTRATE_NONCE ORCHESTRATE_JOB_ID ORCHESTRATE_RESTARTS
+export ORCHESTRATE_JOB_ID ORCHESTRATE_RESTARTS
 job() { exec "${ORCHESTRATE_PYTHON:-python3}" -m orchestrator.job "$@"; }
 
 # USR1 is ignored until Python has its handler. The child is in the background: bash runs a trap only
 # between commands, and a child in the foreground would keep the warning until it is too late.
-(
-    trap '' USR1
-    job runtime "$ORCHESTRATE_RUN_DIR"
-) &
-pid=$!
-case $wanted in *stop*) kill -TERM "$pid" ;; esac
-while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
-wait "$pid"; rc=$? # a signal ends a wait with its own code; this one is the child's
+rc=86
+while [ "$rc" = 86 ]; do # the server crashed: another life in this job, with a nonce of its own
+    read -r ORCHESTRATE_NONCE </proc/sys/kernel/random/uuid && export ORCHESTRATE_NONCE
+    (trap '' USR1 && job runtime "$ORCHESTRATE_RUN_DIR") &
+    pid=$!
+    case $wanted in *stop*) kill -TERM "$pid" ;; esac
+    while wait "$pid"; kill -0 "$pid" 2>/dev/null; do :; done
+    wait "$pid"; rc=$? # a signal ends a wait with its own code; this one is the child's
+done
 [ "$rc" = 0 ] || [ "$rc" = 85 ] || # perhaps it could not write down its end: see to that
     (job settle runtime "$ORCHESTRATE_RUN_DIR" "$rc" "$wanted") ||
     (ORCHESTRATE_PYTHON=python3 && job settle runtime "$ORCHESTRATE_RUN_DIR" "$rc" "$wanted")

@@ -4,7 +4,7 @@
 
 # Before anything slow: a signal without a trap kills the shell and nobody would write down why.
 pid= wanted=
-trap 'wanted="$wanted warned"; [ -z "$pid" ] || kill -USR1 "$pid"' USR1
+trap 'wanted="$wanted warned"; [ -z "$pid" ] || kill -USR1 "$pid"' USR1 USR2
 trap 'wanted="$wanted stop"; [ -z "$pid" ] || kill -TERM "$pid"' TERM INT
 
 export ORCHESTRATE_RUN_DIR=${1:?"usage: bash training.sh RUN_DIR"}

@@ -117,14 +117,15 @@ class Command:
         of the timeout: the scheduler's own patience ends soon after. Returns the exit code."""
         deadline = time.monotonic() + stop_timeout_s
         self.send(signal.SIGTERM)
-        if self._wait(stop_timeout_s) is None:
+        if self.wait(stop_timeout_s) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        code = self._wait(_LEFTOVERS_GRACE_S)
+        code = self.wait(_LEFTOVERS_GRACE_S)
         end_descendants(min(max(0.0, deadline - time.monotonic()), _LEFTOVERS_GRACE_S))
         return -signal.SIGKILL if code is None else code
 
-    def _wait(self, seconds: float) -> int | None:
+    def wait(self, seconds: float) -> int | None:
+        """The exit code, None when it still runs after so long."""
         deadline = time.monotonic() + seconds
         while self.poll() is None and (left := deadline - time.monotonic()) > 0:
             self.inbox.wait(min(left, 0.5))

@@ -18,10 +18,9 @@ import signal
 import sys
 import traceback
 
-from orchestrator import job_runtime, job_training
+from orchestrator import job_again, job_runtime, job_training
 from orchestrator.command import Inbox, how
 from orchestrator.contract import (
-    CompleteFlag,
     ContractError,
     Env,
     Exit,
@@ -32,7 +31,7 @@ from orchestrator.contract import (
     RunDirectory,
     Settings,
 )
-from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
+from orchestrator.job_core import Attempt, Ending, wrapper_code
 from orchestrator.processes import die_with_parent, end_all, labelled
 
 USAGE = "usage: python -m orchestrator.job runtime|training RUN_DIR"
@@ -57,7 +56,7 @@ def work(role: Role, run: RunDirectory) -> int:
     with Inbox() as inbox:
         if os.environ.get(Env.NONCE):  # started by a stub: if that is killed, end in order
             die_with_parent(signal.SIGTERM)
-        if role == Role.TRAINING and (complete := run.read(run.complete_flag, CompleteFlag)):
+        if role == Role.TRAINING and (complete := job_training.complete(run)):
             print(f"the training of {run.run_id} is already complete ({complete.outcome})", file=sys.stderr)
             return int(Exit.OK)  # a job that somebody requeued by hand must not overwrite its result
         attempt = Attempt.take(run, role)
@@ -85,12 +84,12 @@ def settle(role: Role, run: RunDirectory, code: int, wanted: str) -> int:
     end_all(lambda: labelled(Env.NONCE, nonce), _stop_timeout(run))
     if (attempt := Attempt.reopen(run, role, nonce)) is None:
         return 0
-    ending = _ending(code, wanted)
+    ending = attempt.stopped("warned" in wanted) if "stop" in wanted else _killed(code)
     attempt.say("settled", code=code, wanted=wanted)
     if role == Role.RUNTIME:
         job_runtime.finish(attempt, ending, killed=True)
     else:
-        job_training.finish(attempt, ending)
+        job_again.finish(attempt, ending)
     return 0
 
 
@@ -99,11 +98,7 @@ def _stop_timeout(run: RunDirectory) -> float:
     return (manifest.job_settings() if manifest else Settings()).stop_timeout
 
 
-def _ending(code: int, wanted: str) -> Ending:
-    if "stop" in wanted:
-        timed_out = "warned" in wanted
-        outcome = Outcome.TIMEOUT if timed_out else Outcome.CANCELLED
-        return Ending(outcome, TIMED_OUT if timed_out else STOPPED, 143)
+def _killed(code: int) -> Ending:
     ended = how(128 - code if code > 128 else code)
     return Ending(Outcome.FAILED, f"the job wrapper {ended}", wrapper_code(code))
 

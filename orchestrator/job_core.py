@@ -25,7 +25,6 @@ from orchestrator.contract import (
     Exit,
     Heartbeat,
     JobStatus,
-    Manifest,
     NotARun,
     Outcome,
     Role,
@@ -36,6 +35,7 @@ from orchestrator.contract import (
     wait_for,
 )
 from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
+from orchestrator.schedulers.inside import open_inside
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Attempt:
     """One life of one job. `number` counts from 1, `nonce` is unique to this life."""
 
     def __init__(self, run: RunDirectory, role: Role, number: int, nonce: str) -> None:
-        manifest = run.read(run.manifest, Manifest)
+        manifest = run.read_manifest()
         if manifest is None:
             raise NotARun(f"{run.root} is not a run directory: its run.json is missing or cannot be read")
         self.run, self.role, self.number, self.nonce = run, role, number, nonce
@@ -66,6 +66,7 @@ class Attempt:
         self.events = run.events_of(role, f"{role}-job")
         self.events.attempt = number
         self.scheduler = self._scheduler()
+        self.inside = open_inside(self.scheduler)
 
     @classmethod
     def take(cls, run: RunDirectory, role: Role) -> Attempt:
@@ -104,6 +105,49 @@ class Attempt:
             self.say("scheduler_unavailable", problem=str(error))
             return None
 
+    # --- its lives ---
+
+    @property
+    def restarts(self) -> int:
+        """How often the scheduler has requeued this job."""
+        text = os.environ.get(Env.RESTARTS, "")
+        return int(text) if text.isdigit() else 0
+
+    @property
+    def earlier(self) -> int:
+        """Lives of this role before this one that count: those since the last launch."""
+        return self.number - 1 - self.manifest.lives_before.get(self.role, 0)
+
+    @property
+    def is_task(self) -> bool:
+        """Whether this job is one task of an array, of which the next one goes on."""
+        return "_" in self.job_id
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person started it, by hand or in an allocation of their own: it never requeues that."""
+        if self.scheduler is None:
+            return True
+        manifest = self.run.read_manifest() or self.manifest
+        mine = [s for s in manifest.submissions if s["role"] == self.role]
+        if any(s["state"] == "intent" for s in mine[-1:]):
+            return False  # the launcher is still writing down what has started already
+        return self.job_id.partition("_")[0] not in {s.get("job_id") for s in mine}
+
+    def returns(self) -> bool | None:
+        """Whether the scheduler has another life for this job after this one; None: it does not say."""
+        if self.inside is None or self.interactive:
+            return False
+        answer = self.inside.returns(self.job_id, self.restarts)
+        self.say("asked_if_it_returns", answer=answer)
+        return answer
+
+    def stopped(self, warned: bool) -> Ending:
+        """How a life ends that got TERM: requeued from outside, out of time, or cancelled."""
+        if self.returns():
+            return Ending(Outcome.REQUEUED, "the scheduler has requeued the job", 143)
+        return Ending(Outcome.TIMEOUT, TIMED_OUT, 143) if warned else Ending(Outcome.CANCELLED, STOPPED, 143)
+
     # --- what it says ---
 
     def say(self, what: str, **data: Any) -> None:
@@ -137,6 +181,14 @@ class Attempt:
                 raise
             print(f"status {phase} was not written: {error}", file=sys.stderr, flush=True)
         self.say(phase, **({"outcome": ending.outcome, "reason": ending.reason} if ending else {}))
+
+    def requeued(self, ending: Ending) -> None:
+        """Say, once, that another life follows; that one may have begun by now and own the record."""
+        status = self.run.read(self.run.status(self.role), JobStatus)
+        said = status is not None and status.nonce == self.nonce and status.phase == "ended"
+        with contextlib.suppress(Superseded):
+            if not said:
+                self.status("ended", ending)
 
     def look(self, look: Callable[[], T | None]) -> T | None:
         """What a look at the run shows; nothing, when the filesystem hiccups: the next look decides."""
@@ -180,7 +232,7 @@ class Attempt:
 
         A peer that runs is left alone: it sees our record, and ends in its own order.
         """
-        manifest = self.run.read(self.run.manifest, Manifest)
+        manifest = self.run.read_manifest()
         job_id = manifest.job_id(self.peer) if manifest else ""
         if self.scheduler is None or not job_id:
             return ""

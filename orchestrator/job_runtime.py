@@ -2,7 +2,9 @@
 
 What it is
     The loop around the server: ready, release of the training job, watch, stop. It ends when the training
-    is complete, when the training is known dead, when the server dies, or when it is told to.
+    is complete, when the training is known dead, or when it is told to. A server that dies after it had
+    served gets another life: in this job, where the stub starts it again; at the walltime in this job
+    requeued, or in a successor. `runtime.max_restarts` limits that.
 
 What it does not do
     It neither starts sandboxes nor trains. `orchestrator.job` calls it.
@@ -19,6 +21,9 @@ from orchestrator.command import Command, Inbox, how
 from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.peer import Peer, TrainingWatch, Watcher, runtime_health
+from orchestrator.schedulers import SchedulerError
+from orchestrator.successor import submit_successor
+from orchestrator.walltime import Walltime
 
 _BOOT_LOOK_S, _SWEEP_S = 0.1, 20.0
 
@@ -33,7 +38,9 @@ class RuntimeJob:
         self.watch = TrainingWatch(peer, attempt.say)
         self.watcher = Watcher(self.watch.probe, min(1.0, peer.query_every), inbox.wake)
         self.alone = attempt.manifest.mode == "runtime-only"
-        self.ready, self.warned = False, False
+        clock = Walltime(attempt.scheduler, attempt.job_id, self.settings.signal_lead)
+        self.walltime = Watcher(clock.probe, 5.0, inbox.wake)
+        self.ready = False
         self.started = time.monotonic()
 
     def command(self) -> list[str]:
@@ -50,12 +57,16 @@ class RuntimeJob:
         except OSError as error:
             ending = Ending(Outcome.FAILED, f"the server did not start: {error}", Exit.NO_INPUT)
             return finish(self.attempt, ending)
-        with contextlib.nullcontext() if self.alone else self.watcher:
+        with contextlib.nullcontext() if self.alone else self.watcher, self.walltime:
             while (found := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
             self.attempt.status("draining", reason=found.reason)
         code = command.end(self.settings.stop_timeout)
+        if found.outcome == Outcome.CANCELLED and self.inbox.stop:
+            found = self.attempt.stopped(self.near_the_end)
+        if found.exit_code == Exit.REQUEUE:
+            found = self.again_elsewhere(found, killed=code < 0)
         return finish(self.attempt, found, killed=code < 0)
 
     def complete(self) -> Ending | None:
@@ -67,23 +78,65 @@ class RuntimeJob:
         """What there is to see now: None to go on, or how it ends."""
         code = command.poll()
         if self.inbox.stop:
-            timed_out = self.inbox.warned
-            return Ending(
-                Outcome.TIMEOUT if timed_out else Outcome.CANCELLED, TIMED_OUT if timed_out else STOPPED, 143
-            )
+            return Ending(Outcome.CANCELLED, STOPPED, 143)
         if (complete := self.complete()) is not None:
             return complete
         if code is not None:
-            when = "while it served" if self.ready else "before it was ready"
-            return Ending(Outcome.FAILED, f"the server {how(code)} {when}", wrapper_code(code))
+            return self.died(code)
         if self.attempt.superseded:
             return Ending(Outcome.CANCELLED, "a later attempt of the runtime job took over", 143)
         if self.watcher.reason:
             return Ending(Outcome.PEER_GONE, self.watcher.reason, Exit.PEER_GONE)
-        if self.inbox.warned and not self.warned:
-            self.warned = True
-            self.attempt.say("walltime_near")
+        if self.near_the_end and self.ready and self.may_return():
+            return Ending(Outcome.REQUEUED, TIMED_OUT, Exit.REQUEUE)
         return None if self.ready else self.look_ready()
+
+    # --- another life ---
+
+    @property
+    def near_the_end(self) -> bool:
+        return self.inbox.warned or self.walltime.reason is not None
+
+    def may_return(self) -> bool:
+        """Whether the runtime may have another life. A server by itself has users who know its address."""
+        return not self.alone and self.attempt.earlier < self.settings.runtime_max_restarts
+
+    def died(self, code: int) -> Ending:
+        """The server ended by itself. If it had served before, whoever uses it waits for the next one."""
+        reason = f"the server {how(code)} {'while it served' if self.ready else 'before it was ready'}"
+        if not self.may_return() or not (self.ready or self.attempt.earlier):
+            return Ending(Outcome.FAILED, reason, wrapper_code(code))
+        here = self.ready and not self.near_the_end
+        return Ending(Outcome.REQUEUED, reason, Exit.AGAIN if here else Exit.REQUEUE)
+
+    def again_elsewhere(self, ending: Ending, *, killed: bool) -> Ending:
+        """Have this job requeued, or submit a successor. Recorded first, for a requeue ends this process."""
+        attempt, scheduler = self.attempt, self.attempt.scheduler
+        if scheduler is None or attempt.interactive:
+            outcome = Outcome.TIMEOUT if self.near_the_end else Outcome.FAILED
+            return Ending(outcome, f"{ending.reason}; a job started by hand is never requeued", 143)
+        attempt.status("ended", ending)
+        if killed:
+            sweep(attempt)
+        attempt.say("requeue_requested")
+        try:
+            scheduler.requeue(attempt.job_id)
+        except SchedulerError as error:
+            attempt.say("requeue_refused", problem=str(error))
+            return self.successor(ending, str(error))
+        return ending
+
+    def successor(self, ending: Ending, refused: str) -> Ending:
+        assert self.attempt.scheduler is not None  # `again_elsewhere` has seen to it
+        try:
+            new = submit_successor(self.run, Role.RUNTIME, Role.RUNTIME, self.attempt.scheduler)
+        except (SchedulerError, OSError) as error:
+            reason = f"{ending.reason}; {refused}; a successor was not submitted: {error}"
+            return Ending(Outcome.FAILED, reason, Exit.REQUEUE)
+        self.attempt.say("successor_submitted", job_id=new)
+        return ending
+
+    # --- readiness ---
 
     def look_ready(self) -> Ending | None:
         flag = self.run.read(self.run.ready_flag, ReadyFlag)
@@ -97,6 +150,8 @@ class RuntimeJob:
         if waited < self.settings.ready_timeout:
             return None
         reason = f"the server was not ready within {self.settings.ready_timeout:g} s: {problem}"
+        if self.attempt.earlier and self.may_return():  # it served once: perhaps another node does better
+            return Ending(Outcome.REQUEUED, reason, Exit.REQUEUE)
         return Ending(Outcome.FAILED, reason, Exit.SOFTWARE)
 
     def become_ready(self, url: str) -> None:
@@ -113,7 +168,9 @@ def finish(attempt: Attempt, ending: Ending, *, killed: bool = False) -> int:
     A server that was `killed` could not clean up: its directories and mounts are swept, last, because
     nobody waits for that.
     """
-    if not attempt.superseded:
+    if ending.outcome == Outcome.REQUEUED:
+        attempt.requeued(ending)
+    elif not attempt.superseded:
         attempt.status("ended", ending)
         cancelled = attempt.cancel_peer(ending.reason)
         if cancelled and not attempt.run.latest_attempt(Role.TRAINING):

@@ -2,8 +2,9 @@
 
 What it is
     The loop around the trainer. It ends with the trainer, or ends it: when the runtime is lost, when it
-    is told to. A trainer that exits with 85 has written a checkpoint and wants to be requeued. In the
-    end it writes `result.json` and, last of all, `training_complete.flag`.
+    is told to, when the walltime is near. A trainer that exits with 85 has written a checkpoint and wants
+    to live again, which `job_again` sees to. In the end it writes `result.json` and, last of all,
+    `training_complete.flag`; a life that is followed by another one writes neither.
 
 What it does not do
     It does not train, and it never takes success from the absence of an error: only exit code 0 is
@@ -12,13 +13,10 @@ What it does not do
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
 import signal
 import sys
-from typing import Any
+import time
 
 from orchestrator.command import Command, Inbox, how
 from orchestrator.contract import (
@@ -34,9 +32,15 @@ from orchestrator.contract import (
     read_bytes,
     wait_for,
 )
+from orchestrator.job_again import Again, finish, newest_checkpoint
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
+from orchestrator.job_launch import step_environment, training_argv
 from orchestrator.peer import Peer, RuntimeWatch, Watcher
-from orchestrator.schedulers import SchedulerError
+from orchestrator.revive import Reviver
+from orchestrator.walltime import Walltime
+
+_MARGIN_S = 5.0
+_SHARE = 0.6  # of the time between TERM and KILL, for a last checkpoint
 
 
 class _ToldToStop(Exception):
@@ -50,11 +54,16 @@ class TrainingJob:
         self.attempt, self.inbox = attempt, inbox
         self.run, self.settings = attempt.run, attempt.settings
         peer = Peer(self.run, Role.RUNTIME, self.settings, attempt.scheduler)
-        self.watch = RuntimeWatch(peer, attempt.manifest.mode)
+        self.watch = RuntimeWatch(peer, attempt.manifest.mode, Reviver(attempt, peer).revive)
         self.watcher = Watcher(self.watch.probe, min(2.0, 4 * self.settings.look_every), inbox.wake)
+        self.walltime = Watcher(Walltime(attempt.scheduler, attempt.job_id, self.lead).probe, 5.0, inbox.wake)
         self.summary_before = read_bytes(self.run.summary)
-        self.newest_before = newest_checkpoint(self.run)
-        self.warned = False
+        self.again = Again(attempt, newest_checkpoint(self.run))
+        self.warned_at: float | None = None
+
+    @property
+    def lead(self) -> float:
+        return self.settings.signal_lead
 
     def work(self) -> int:
         """Run to the end; returns the exit code of the wrapper."""
@@ -62,24 +71,16 @@ class TrainingJob:
         if (ending := self.wait_for_runtime()) is not None:
             return finish(self.attempt, ending, self.summary_before)
         try:
-            command = Command(
-                self.command(),
-                self.inbox,
-                env=self.environment(),
-                cwd=self.run.root,
-                ignore=self.checkpoint_signal,  # until the trainer has its handler, it would be fatal
-            )
+            command = self.start()
         except OSError as error:
             ending = Ending(Outcome.FAILED, f"the trainer did not start: {error}", Exit.NO_INPUT)
             return finish(self.attempt, ending, self.summary_before)
         self.attempt.status("running")
-        with self.watcher:
+        with self.watcher, self.walltime:
             while (cause := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every)
         code = self.stop(command, cause)
         ending = self.judge(cause, code)
-        if ending.outcome == Outcome.REQUEUED:
-            return self.requeue(ending)
         return finish(self.attempt, ending, self.summary_before)
 
     # --- before ---
@@ -91,7 +92,7 @@ class TrainingJob:
                 self.ready,
                 "a runtime that answers",
                 self.settings.ready_timeout,
-                lambda: self.attempt.look(self.watch.gone),
+                lambda: self.attempt.look(self.watch.lost),
                 longest_s=self.settings.look_every,
                 alive_every_s=0.5,
             )
@@ -100,7 +101,7 @@ class TrainingJob:
         except WaitTimeout as error:
             return Ending(Outcome.PEER_GONE, f"{error}: {self.watch.last.problem}", Exit.PEER_GONE)
         except _ToldToStop:
-            return self.told_to_stop()
+            return self.attempt.stopped(self.inbox.warned)
         return None
 
     def ready(self) -> bool | None:
@@ -109,12 +110,18 @@ class TrainingJob:
         # A server that is about to end may still answer: the job's own record counts first.
         return self.attempt.look(lambda: None if self.watch.gone() else self.watch.ready())
 
-    def told_to_stop(self) -> Ending:
-        if self.inbox.warned:
-            return Ending(Outcome.TIMEOUT, TIMED_OUT, 143)
-        return Ending(Outcome.CANCELLED, STOPPED, 143)
-
     # --- the trainer ---
+
+    def start(self) -> Command:
+        """Raises OSError when it cannot be started."""
+        self.run.publish(self.run.checkpoint_request, "")  # an earlier life's
+        return Command(
+            self.command(),
+            self.inbox,
+            env=self.environment(),
+            cwd=self.run.root,
+            ignore=self.checkpoint_signal,  # until the trainer has its handler, it would be fatal
+        )
 
     @property
     def checkpoint_signal(self) -> int:
@@ -122,12 +129,14 @@ class TrainingJob:
 
     def command(self) -> list[str]:
         default = [sys.executable, "-m", "trainer", "--run-dir", str(self.run.root)]
-        return self.settings.training_command or default
+        life = f"{self.run.run_id}.{self.attempt.number}"
+        command = self.settings.training_command or default
+        return training_argv(command, self.settings, self.attempt.inside, life)
 
     def environment(self) -> dict[str, str]:
         """The address under our names and under those that other frameworks read; the key as a path."""
         url, key_file = self.run.read_text(self.run.runtime_url), str(self.run.runtime_api_key)
-        return self.attempt.environment() | {
+        return step_environment(self.attempt.environment(), self.settings) | {
             Env.RUNTIME_URL.value: url,
             Env.RUNTIME_API_KEY_FILE.value: key_file,
             "RUNTIME_URL": url,
@@ -136,7 +145,7 @@ class TrainingJob:
         }
 
     def look(self, command: Command) -> str | None:
-        """None to go on; else what ends it: trainer, stop, superseded, or why the runtime is gone."""
+        """None to go on; else what ends it: trainer, stop, late, superseded, or why the runtime is gone."""
         if command.poll() is not None:
             return "trainer"
         if self.inbox.stop:
@@ -145,124 +154,83 @@ class TrainingJob:
             return "superseded"
         if self.watcher.reason:
             return self.watcher.reason
-        if self.inbox.warned and not self.warned:
-            self.warned = True
-            self.attempt.say("walltime_near")
+        if self.warned_at is None and (self.inbox.warned or self.walltime.reason):
+            self.warned_at = time.monotonic()
+            self.attempt.say("walltime_near", reason=self.walltime.reason or "the scheduler's signal")
+            self.ask_for_checkpoint(command)
+        return "late" if self.is_late() else None
+
+    def is_late(self) -> bool:
+        """Whether the trainer has had its time for the checkpoint: what is left is for an end in order,
+        and for asking to live again, which a job cannot do any more once its time limit has come."""
+        if self.warned_at is None:
+            return False
+        patience = self.lead - self.settings.stop_timeout - _MARGIN_S
+        return patience > 0 and time.monotonic() - self.warned_at > patience
+
+    def ask_for_checkpoint(self, command: Command) -> None:
+        """By a file, which reaches every rank and is not lost while a trainer is still importing; and by a
+        signal to the one process. A launcher's agent would die of the signal, or keep it to itself."""
+        self.attempt.look(lambda: self.run.publish(self.run.checkpoint_request, self.attempt.nonce))
+        if self.settings.launcher == "none":
             command.send(self.checkpoint_signal)
-        return None
 
     def stop(self, command: Command, cause: str) -> int:
-        if cause != "trainer" and not self.attempt.superseded:
-            self.attempt.status("draining", reason=STOPPED if cause == "stop" else cause)
-        return command.end(self.settings.stop_timeout)
+        """End the trainer. TERM without a warning may be a preemption: there is time for a checkpoint."""
+        if cause == "trainer" or self.attempt.superseded:
+            return command.end(self.settings.stop_timeout)
+        self.attempt.status("draining", reason={"stop": STOPPED, "late": TIMED_OUT}.get(cause, cause))
+        patience = self.settings.stop_timeout
+        if cause == "stop" and not self.cancelled():
+            if self.warned_at is None:
+                self.ask_for_checkpoint(command)
+            begun = time.monotonic()
+            command.wait(patience * _SHARE)
+            patience -= time.monotonic() - begun
+        return command.end(patience)
+
+    def cancelled(self) -> bool:
+        """Whether somebody asked for the end of the run with our own command: then nobody resumes it."""
+        found = self.attempt.look(self.run.cancel_asked)
+        return bool(found)
 
     def judge(self, cause: str, code: int) -> Ending:
         """From the cause and the trainer's exit code (negative for a signal) to what is recorded."""
+        asked = code == Exit.REQUEUE
         if cause == "superseded":
             return Ending(Outcome.CANCELLED, "a later attempt of the training job took over", 143)
-        if cause == "stop" and not (code == Exit.REQUEUE and self.inbox.warned):
-            return self.told_to_stop()
-        if cause not in ("trainer", "stop"):
+        if cause == "late" or (cause == "stop" and self.warned_at is not None):
+            return self.again.after_walltime(asked)
+        if cause == "stop":
+            return self.again.after_term(asked)
+        if cause != "trainer":
             return Ending(Outcome.PEER_GONE, cause, Exit.PEER_GONE)
         if code == Exit.OK:
             return Ending(Outcome.SUCCESS, "the trainer finished", 0)
-        if code == Exit.REQUEUE:
-            refusal = self.may_not_requeue()
-            return Ending(Outcome.TIMEOUT if refusal else Outcome.REQUEUED, refusal, Exit.REQUEUE)
+        if asked:
+            return self.again.after_walltime(asked)
         if code == Exit.PEER_GONE:
             return Ending(Outcome.PEER_GONE, "the trainer lost the runtime", Exit.PEER_GONE)
         return Ending(Outcome.FAILED, f"the trainer {how(code)}", wrapper_code(code))
 
-    # --- again ---
 
-    def may_not_requeue(self) -> str:
-        """Why a trainer that asks for it is not requeued; "" when it is."""
-        restarts = os.environ.get(Env.RESTARTS, "")
-        if self.settings.on_timeout != "requeue":
-            return f"the walltime ended; on_timeout is {self.settings.on_timeout}"
-        if self.attempt.scheduler is None:
-            return "the walltime ended, and no scheduler is there to requeue a job that was started by hand"
-        if (int(restarts) if restarts.isdigit() else 0) >= self.settings.max_restarts:
-            return f"requeued {restarts} times, which is the limit (scheduler.max_restarts)"
-        if (newest := newest_checkpoint(self.run)) and newest == self.newest_before:
-            return f"no progress: {newest} was the newest checkpoint when this attempt started"
-        return ""
-
-    def requeue(self, ending: Ending) -> int:
-        """Record it, then ask: the call ends this job, so it is the last thing that we do."""
-        scheduler = self.attempt.scheduler
-        assert scheduler is not None  # `may_not_requeue` has seen to it
-        self.attempt.status("ended", Ending(Outcome.REQUEUED, "checkpoint written", Exit.REQUEUE))
-        try:
-            scheduler.requeue(self.attempt.job_id)
-        except SchedulerError as error:
-            reason = f"the scheduler refused to requeue the job: {error}"
-            return finish(self.attempt, Ending(Outcome.TIMEOUT, reason, Exit.REQUEUE), self.summary_before)
-        return int(ending.exit_code)
+# --- is it over already? -----------------------------------------------------------------------------
 
 
-def newest_checkpoint(run: RunDirectory) -> str:
-    """Name of the newest checkpoint, by its step number; "" without any."""
-    with contextlib.suppress(OSError):
-        names = [p.name for p in run.checkpoints.iterdir() if p.name.rpartition("-")[2].isdigit()]
-        return max(names, key=lambda name: int(name.rpartition("-")[2]), default="")
-    return ""
+def complete(run: RunDirectory) -> CompleteFlag | None:
+    """The completion of an earlier life, which this one must not overwrite; None when there is work to do.
 
-
-# --- the end -----------------------------------------------------------------------------------------
-
-
-def finish(attempt: Attempt, ending: Ending, summary_before: bytes = b"") -> int:
-    """Write the result, the status, then the complete flag, last; then see to a runtime job still queued.
-
-    Repeating it after a kill in between changes nothing that was already said.
+    A life that was told to end and could not learn why may have written down that it was cancelled. When
+    the scheduler starts the same job again, it was not: that word is taken back.
     """
-    if attempt.superseded:
-        return int(ending.exit_code)
-    run = attempt.run
-    result = run.read(run.result, Result)
-    if result is None or result.attempt < attempt.number:
-        summary = read_summary(run, summary_before)
-        result = Result(
-            run_id=run.run_id,
-            attempt=attempt.number,
-            job_id=attempt.job_id,
-            outcome=ending.outcome,
-            reason=_reason(ending, summary),
-            exit_code=int(ending.exit_code),
-            metrics=flat_numbers(summary.get("metrics")),
-        )
-        run.publish(run.result, result)
-    attempt.status("ended", Ending(Outcome(result.outcome), result.reason, result.exit_code))
-    flag = CompleteFlag(
-        run_id=run.run_id, attempt=attempt.number, nonce=attempt.nonce, outcome=result.outcome
-    )
-    run.publish(run.complete_flag, flag)
-    attempt.cancel_peer(f"the training ended: {result.outcome}")
-    return result.exit_code
-
-
-def read_summary(run: RunDirectory, before: bytes) -> dict[str, Any]:
-    """The trainer's last word; {} when it wrote none in this attempt, or not a JSON object."""
-    now = read_bytes(run.summary)
-    with contextlib.suppress(ValueError):
-        data = json.loads(now) if now != before else None
-        if isinstance(data, dict):
-            return data
-    return {}
-
-
-def _reason(ending: Ending, summary: dict[str, Any]) -> str:
-    """The trainer's own reason explains its own ending; it cannot explain what others did to it."""
-    said = str(summary.get("reason") or "")
-    if not said or ending.outcome not in (Outcome.SUCCESS, Outcome.FAILED):
-        return ending.reason
-    return said if ending.outcome == Outcome.SUCCESS else f"{ending.reason}: {said}"
-
-
-def flat_numbers(data: object) -> dict[str, float]:
-    """Finite numbers by name; anything else in the trainer's metrics is left out."""
-    if not isinstance(data, dict):
-        return {}
-    numbers = {str(k): v for k, v in data.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+    flag, result = run.read(run.complete_flag, CompleteFlag), run.read(run.result, Result)
+    if flag is None or flag.outcome != Outcome.CANCELLED or result is None:
+        return flag
+    restarts = os.environ.get(Env.RESTARTS, "0")
+    same = result.job_id.partition("_")[0] == os.environ.get(Env.JOB_ID, "").partition("_")[0] != ""
+    if not same or (restarts == "0" and "_" not in result.job_id):
+        return flag
+    run.publish(run.complete_flag, "")
+    run.publish(run.result, "")
+    run.events_of(Role.TRAINING, f"{Role.TRAINING}-job").add("taken_back", outcome=flag.outcome)
+    return None

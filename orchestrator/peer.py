@@ -126,9 +126,17 @@ class Peer:
         return manifest.job_id(self.role) if manifest else ""
 
     def status(self) -> JobStatus | None:
-        """The record of its latest attempt; None when that attempt has not written one yet."""
+        """The record of its latest attempt; None when that attempt, or a successor, has yet to write one."""
         status = self.run.read(self.run.status(self.role), JobStatus)
-        return status if status and status.attempt >= self.run.latest_attempt(self.role) else None
+        if status is None or status.attempt < self.run.latest_attempt(self.role):
+            return None
+        return None if status.job_id.partition("_")[0] in self._earlier_ids() else status
+
+    def _earlier_ids(self) -> set[str]:
+        """Ids of the role's jobs that have a successor."""
+        manifest = self.run.read_manifest()
+        mine = [s["job_id"] for s in manifest.submissions if s["role"] == self.role] if manifest else []
+        return {job_id for job_id in mine if job_id and job_id != self.job_id}
 
     def ended(self) -> str:
         """Why it is over by its own word; "" while it is not, or when it is only being requeued."""
@@ -146,11 +154,10 @@ class Peer:
 
     def returning(self) -> bool:
         """Whether it is known to be coming back: it said so, waits in the queue, or starts again."""
-        latest = self.run.latest_attempt(self.role)
-        status = self.run.read(self.run.status(self.role), JobStatus)
-        if not latest or status is None:
+        if not self.run.latest_attempt(self.role):
             return False
-        if status.attempt < latest or status.phase == "starting" or status.outcome == Outcome.REQUEUED:
+        status = self.status()
+        if status is None or status.phase == "starting" or status.outcome == Outcome.REQUEUED:
             return True
         info = self.info()
         return info is not None and info.state in (JobState.PENDING, JobState.HELD)
@@ -205,6 +212,11 @@ class RuntimeWatch:
             return f"the runtime is gone: {why}"
         return None
 
+    def lost(self) -> str | None:
+        """Why it is gone, when it cannot be brought back either."""
+        why = self.gone()
+        return None if why is not None and self.revive(why) else why
+
     def probe(self) -> str | None:
         asked = time.monotonic()
         if self.ready():
@@ -216,8 +228,8 @@ class RuntimeWatch:
             return None
         lost = time.monotonic() - (self._lost_since or asked)
         grace, more = self.peer.settings.peer_grace, self.peer.settings.failover_timeout
-        if lost < grace + more and why is not None and self.revive(why):
-            return None
+        if lost < grace + more and why is not None:
+            return None if self.revive(why) else why
         if why is None and lost >= grace and (lost >= grace + more or not self.peer.returning()):
             return f"no runtime for {lost:.0f} s: {self.last.problem}"
         return why

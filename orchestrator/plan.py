@@ -23,7 +23,7 @@ from typing import Any
 from orchestrator import plan_slurm
 from orchestrator.contract import Env, Role, RunDirectory, Settings
 from orchestrator.errors import PlanError
-from orchestrator.plan_checks import contradictions, gpus, roles_of, worries
+from orchestrator.plan_checks import contradictions, gpus, launcher_of, roles_of, totals, worries
 from orchestrator.quantities import clock
 from orchestrator.schema import Config, Job
 
@@ -98,6 +98,8 @@ class Plan:
     """GPUs of the training job over all its nodes."""
     copies: int
     """Copies of the model that generate: GPUs divided by the tensor-parallel size, at least 1."""
+    totals: list[str]
+    """What is configured per GPU or per node, with what it comes to over all of them."""
     episodes_per_step: int
     warnings: list[str]
     settings: Settings
@@ -127,6 +129,7 @@ def make_plan(config: Config, context: Context) -> Plan:
         jobs=[_job(config, context, role) for role in _order(config, roles)],
         gpus=total,
         copies=max(1, total // config.rollout.tensor_parallel_size),
+        totals=totals(config) if Role.TRAINING in roles else [],
         episodes_per_step=config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt,
         warnings=worries(config, context.mode),
         settings=settings_of(config),
@@ -142,6 +145,14 @@ def settings_of(config: Config) -> Settings:
         start_policy=config.scheduler.start_policy,
         on_timeout=config.scheduler.on_timeout,
         max_restarts=config.scheduler.max_restarts,
+        signal_lead=float(config.scheduler.signal.partition("@")[2]),
+        runtime_max_restarts=config.runtime.max_restarts,
+        failover_timeout=float(config.runtime.failover_timeout),
+        checkpoint_signal=config.training.checkpoint_signal,
+        launcher=launcher_of(config),
+        nodes=config.training.nodes,
+        processes=max(1, config.training.gpus_per_node),
+        cpus=config.training.cpus,
     )
 
 
@@ -174,7 +185,7 @@ def _job(config: Config, context: Context, role: str) -> PlannedJob:
         number=context.number,
         held=held,
         after=Role.RUNTIME.value if waits and not held else None,
-        requeue=config.scheduler.on_timeout == "requeue" or role == Role.RUNTIME,
+        requeue=role == Role.RUNTIME or config.scheduler.on_timeout in ("requeue", "chain"),
     )
     return _with_script(planned, config, context)
 

@@ -133,10 +133,11 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - one call, no objects
 
 
-def descendants(root: int, spare: Collection[int] = ()) -> list[int]:
+def descendants(root: int, spare: Collection[int] = (), without: Collection[int] = ()) -> list[int]:
     """Every live process below `root`, itself not included; zombies do not count.
 
-    `spare` are pids that are left out although what is below them is not.
+    `spare` are pids that are left out although what is below them is not; `without` are left out with
+    everything below them.
     """
     children = defaultdict(list)
     dead = set()
@@ -147,7 +148,7 @@ def descendants(root: int, spare: Collection[int] = ()) -> list[int]:
                 dead.add(pid)
     found, ahead = [], [root]
     while ahead:
-        below = children[ahead.pop()]
+        below = [pid for pid in children[ahead.pop()] if pid not in without]
         ahead += below
         found += [pid for pid in below if pid not in dead and pid not in spare]
     return found
@@ -224,10 +225,18 @@ def _parent(pid: int) -> int:
     return int(fields[_PARENT]) if fields else 0
 
 
-def end_descendants(grace_s: float, spare: Collection[int] = ()) -> bool:
+def is_above(pid: int) -> bool:
+    """Whether a process is the parent of this one, or of its parent, and so on."""
+    above = os.getppid()
+    while above > 1 and above != pid:
+        above = _parent(above)
+    return above == pid
+
+
+def end_descendants(grace_s: float, spare: Collection[int] = (), without: Collection[int] = ()) -> bool:
     """End every process below this one, which must be a subreaper; see `end_all`.
 
     It also collects dead children, so their exit codes must have been read before.
     """
     reap()
-    return end_all(lambda: descendants(os.getpid(), spare), grace_s)
+    return end_all(lambda: descendants(os.getpid(), spare, without), grace_s)

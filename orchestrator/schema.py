@@ -41,8 +41,8 @@ class Scheduler(Section):
     """Reservation to run in (Slurm `--reservation`)."""
     extra_args: list[str] = Field(default_factory=list)
     """Further arguments for both submissions, as the scheduler spells them."""
-    signal: Annotated[str, Field(pattern=r"^[A-Z0-9]+@\d+$")] = "USR1@90"
-    """Signal before the time limit, and how many seconds before it."""
+    signal: Annotated[str, Field(pattern=r"^(USR1|USR2)@\d+$")] = "USR1@90"
+    """Signal before the time limit, to the batch shell only, and how many seconds before it."""
     on_timeout: Literal["requeue", "array", "chain", "stop"] = "requeue"
     """What happens at the walltime, once a checkpoint was written."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
@@ -134,6 +134,8 @@ class Training(Job):
     """GPUs per node; 0 trains on CPUs."""
     gpu_type: str = ""
     """GRES type of the GPUs, where the site names one: a100, 1g.10gb."""
+    checkpoint_signal: Literal["USR1", "USR2"] = "USR1"
+    """How the trainer process is told that the walltime is near; the request is in a file as well."""
     launcher: Literal["auto", "none", "torchrun"] = "auto"
     """How the training processes start: one process, or `torchrun` with one process per GPU, on several
     nodes through `srun`. `auto` takes torchrun when there is more than one node or GPU."""

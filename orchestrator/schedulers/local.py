@@ -22,19 +22,18 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.durable import fsync_directory, read_bytes
-from orchestrator.processes import Process
+from orchestrator.processes import Process, is_above
+from orchestrator.records import Env
 from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, RequeueRefused, SchedulerError
-from orchestrator.schedulers.local_files import JobFiles, JobRecord, LocalSpec
+from orchestrator.schedulers.local_files import JobFiles, JobRecord, LocalSpec, start_supervisor
 
-_ACKNOWLEDGE_S = 2.0
-_PACKAGE_ROOT = Path(__file__).absolute().parents[2]
+_ACKNOWLEDGE_S, _START_S = 2.0, 30.0
 
 
 class LocalScheduler:
@@ -56,11 +55,24 @@ class LocalScheduler:
         if known and not self._never_started(files):
             return known
         try:
-            _start_supervisor(files)
+            self._start(files)
         except (OSError, subprocess.SubprocessError) as error:
             detail = getattr(error, "stderr", "") or str(error)
             raise SchedulerError(f"the supervisor of job {files.job_id} did not start: {detail}") from error
         return files.job_id
+
+    def _start(self, files: JobFiles) -> None:
+        """Start the supervisor; from within a job through that job's own, which is not ended with it."""
+        around = self._files(os.environ.get(Env.JOB_ID, "none"))
+        record = around.record()
+        if record is None or not is_above(int(record.supervisor.get("pid", 0))):
+            return start_supervisor(files)
+        around.post("start", files.job_id)
+        deadline = time.monotonic() + _START_S
+        while (now := files.record()) is None or now.reason == "Starting":
+            if time.monotonic() > deadline:
+                raise OSError(f"the supervisor of job {around.job_id} did not start it")
+            time.sleep(0.01)
 
     def _never_started(self, files: JobFiles) -> bool:
         """Whether the process that submitted this job died before it had started the supervisor."""
@@ -196,17 +208,3 @@ def _check(spec: JobSpec) -> None:
         raise SchedulerError(f"time limit {spec.time_limit_s} s must be above 0")
     if not spec.script.is_file():
         raise SchedulerError(f"there is no job script {spec.script}")
-
-
-def _start_supervisor(files: JobFiles) -> None:
-    """Returns when the supervisor has published the job's state. It gets only variables that it uses."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    subprocess.run(
-        [sys.executable, "-P", "-m", "orchestrator.schedulers.local_job", str(files.root)],
-        check=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=30,
-        env=environment | {"PYTHONPATH": str(_PACKAGE_ROOT)},
-    )

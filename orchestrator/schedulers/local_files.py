@@ -13,8 +13,8 @@ What it is
         supervisor.log  what the supervisor itself had to say (normally nothing)
 
 What it does not do
-    It starts nothing and decides nothing. Local means this machine: the pids in `state.json` and
-    the FIFO have no meaning elsewhere.
+    It decides nothing, and starts nothing but a supervisor. Local means this machine: the pids in
+    `state.json` and the FIFO have no meaning elsewhere.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ from orchestrator.durable import publish_bytes, read_bytes
 from orchestrator.processes import Process
 from orchestrator.records import Record
 from orchestrator.schedulers import JobSpec, JobState
+
+_PACKAGE_ROOT = Path(__file__).absolute().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +160,17 @@ def read_request(path: Path) -> tuple[str, str]:
     """(verb, argument) of a request file."""
     verb, argument = json.loads(read_bytes(path))
     return str(verb), str(argument)
+
+
+def start_supervisor(files: JobFiles) -> None:
+    """Returns when the supervisor has published the job's state. It gets only variables that it uses."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator.schedulers.local_job", str(files.root)],
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=30,
+        env=environment | {"PYTHONPATH": str(_PACKAGE_ROOT)},
+    )

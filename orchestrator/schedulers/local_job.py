@@ -25,6 +25,7 @@ import math
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import Any
 from orchestrator.processes import Process, become_subreaper, descendants, end_descendants, signal_all
 from orchestrator.records import Env
 from orchestrator.schedulers import JobState
-from orchestrator.schedulers.local_files import JobFiles, JobRecord, read_request
+from orchestrator.schedulers.local_files import JobFiles, JobRecord, read_request, start_supervisor
 from orchestrator.schedulers.local_keeper import Keeper
 
 _LOOK_AGAIN_S = 1.0  # at an awaited job whose supervisor may have been killed before it could wake us
@@ -51,6 +52,7 @@ class Supervisor:
         self.cancelled = self.requeued = False
         self.signals: list[str] = []
         self.taken: list[Path] = []
+        self.started: set[int] = set()
         self.wake = os.open(files.wake_fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         me = dataclasses.asdict(Process.of(os.getpid()))
         state = JobState.HELD if self.held else JobState.PENDING
@@ -107,6 +109,17 @@ class Supervisor:
                 self.requeued = True
             elif verb == "signal":
                 self.signals.append(argument)
+            elif verb == "start":
+                self.start(argument)
+
+    def start(self, job_id: str) -> None:
+        """Start another job's supervisor, for a process of this job that has submitted it: a child of that
+        process would end with this job."""
+        other = self.files.sibling(job_id)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # whoever asks sees that it is not up
+            start_supervisor(other)
+            if (record := other.record()) is not None:
+                self.started.add(int(record.supervisor["pid"]))
 
     def on_term(self, *_: object) -> None:
         """Somebody (a shutting-down machine) wants this supervisor gone: the job is cancelled."""
@@ -184,12 +197,12 @@ class Supervisor:
             self.pause(life.next_deadline() - time.monotonic(), keeper.reports)
         self.obey()  # a requeue asked for in the script's last breath
         if keeper.exit_code is None:
-            end_descendants(self.kill_wait_s)
+            end_descendants(self.kill_wait_s, without=self.started)
         if self.cancelled or not self.requeued:
             self.requeued = False
             self.end(*self.verdict(keeper, life))
         keeper.close()
-        end_descendants(self.kill_wait_s)  # the keeper itself, by now on its way out
+        end_descendants(self.kill_wait_s, without=self.started)  # the keeper itself, by now on its way out
 
     def verdict(self, keeper: Keeper, life: _Life) -> tuple[str, str, int | None]:
         code = keeper.exit_code
@@ -244,7 +257,8 @@ class _Life:
             self.stop_if_due(shell, now)
         if now >= self.kill_at:
             self.kill_at = now + 1.0
-            signal_all(descendants(os.getpid(), spare=(self.keeper.pid,)), signal.SIGKILL)
+            pids = descendants(os.getpid(), (self.keeper.pid,), self.supervisor.started)
+            signal_all(pids, signal.SIGKILL)
 
     def stop_if_due(self, shell: Process, now: float) -> None:
         if self.supervisor.cancelled:

@@ -35,6 +35,7 @@ from orchestrator.processes import Process, descendants, labelled
 from orchestrator.schedulers import JobInfo, JobSpec, JobState
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.local_files import JobFiles, JobRecord
+from orchestrator.successor import spec_record
 
 REPOSITORY = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("small_server.py")
@@ -141,15 +142,15 @@ class Pair(Bench):
         self.held = settings.get("start_policy", "release-on-ready") == "release-on-ready"
         server = settings.pop("server", [])
         defaults = Settings(
-            ready_timeout=8, peer_grace=10, stop_timeout=2, heartbeat_every=0.2, query_every=0.1
+            signal_lead=0.5,
+            ready_timeout=8,
+            peer_grace=10,
+            stop_timeout=2,
+            heartbeat_every=0.2,
+            query_every=0.1,
         )
-        chosen = dataclasses.replace(
-            defaults,
-            look_every=0.05,
-            runtime_command=[sys.executable, str(SERVER), *server],
-            training_command=trainer,
-            **settings,
-        )
+        commands = {"runtime_command": [sys.executable, str(SERVER), *server], "training_command": trainer}
+        chosen = dataclasses.replace(defaults, **{"look_every": 0.05, **commands, **settings})
         environment = {"PYTHONPATH": str(REPOSITORY), "ORCHESTRATE_PYTHON": sys.executable}
         lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
         self.run.env_file.write_text("\n".join(lines) + "\n")
@@ -186,13 +187,21 @@ class Pair(Bench):
         return dataclasses.replace(spec, **changes)
 
     def start(self, role: Role, **changes: Any) -> str:
-        job_id = self.submit_spec(self.spec(role, **changes))
+        spec = self.spec(role, **changes)
+        jobs = self.manifest.jobs | {role.value: spec_record(spec)}
+        self.manifest = dataclasses.replace(self.manifest, jobs=jobs)
+        self.run.publish(self.run.manifest, self.manifest)
+        job_id = self.submit_spec(spec)
         self.ids[role] = job_id
         entry = Submission(role=role, token="t", state="submitted", job_id=job_id, scheduler="local")
         entries = [*self.manifest.submissions, dataclasses.asdict(entry)]
         self.manifest = dataclasses.replace(self.manifest, submissions=entries)
         self.run.publish(self.run.manifest, self.manifest)
         return job_id
+
+    def events_of(self, what: str) -> list[dict[str, Any]]:
+        """What the events of this name say."""
+        return [event.data for event in self.run.timeline() if event.what == what]
 
     def launch(self, **training: Any) -> None:
         """Submit both, in the launcher's order: whoever is named by the other goes first."""
@@ -202,6 +211,10 @@ class Pair(Bench):
         else:
             self.start(Role.RUNTIME)
             self.start(Role.TRAINING, after=self.ids[Role.RUNTIME], **training)
+
+    def clean(self) -> None:
+        self.adopt()
+        super().clean()
 
     # --- what the run says ---
 
@@ -223,10 +236,28 @@ class Pair(Bench):
         return self.run.read(self.run.complete_flag, CompleteFlag)
 
     def all_over(self, timeout_s: float = 12.0) -> None:
-        """Both jobs are over and nothing of the run lives."""
+        """Every job is over and nothing of the run lives."""
+        self.until_complete(timeout_s)
+        self.adopt()
         for job_id in self.ids.values():
             self.ended(job_id, timeout_s)
         self.nothing_left()
+
+    def until_complete(self, timeout_s: float) -> None:
+        """The run has a result, or every job that it ever had is over."""
+        until(lambda: self.complete() or self.adopt() or self.idle(), "the end of the run", timeout_s)
+
+    def idle(self) -> bool:
+        return all(self.info(job_id).state in OVER for job_id in self.submitted)
+
+    def adopt(self) -> None:
+        """Look after the jobs, too, that jobs of the run have submitted."""
+        manifest = self.run.read_manifest()
+        assert manifest is not None
+        for role in (Role.RUNTIME, Role.TRAINING):
+            if job_id := manifest.job_id(role):
+                self.ids[role] = job_id
+                self.submitted += [job_id] if job_id not in self.submitted else []
 
     def logs(self) -> str:
         files = [*self.run.root.glob("*.out"), *self.run.root.glob("*.err")]

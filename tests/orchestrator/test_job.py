@@ -24,7 +24,7 @@ from orchestrator.contract import (
     Role,
     RunDirectory,
 )
-from orchestrator.job_training import flat_numbers, newest_checkpoint
+from orchestrator.job_again import flat_numbers, newest_checkpoint
 from orchestrator.peer import ask_health, runtime_health
 from orchestrator.processes import labelled
 

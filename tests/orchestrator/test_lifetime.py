@@ -261,7 +261,7 @@ def test_requeue_has_limits(make: Make) -> None:
         [
             ({"max_restarts": 1}, {}, "requeued 1 times"),
             ({"on_timeout": "stop"}, {}, "on_timeout is stop"),
-            ({}, {"requeue": False}, "refused to requeue"),
+            ({"max_restarts": 0}, {"requeue": False}, "requeued 0 times"),
         ],
         check,
     )
