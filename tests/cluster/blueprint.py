@@ -102,7 +102,7 @@ def _specification(layout: Layout, uid: int, accounting: bool, visible: Iterable
     return {
         "root": str(layout.root),
         "visible": [str(path) for path in shown],
-        "covered": [str(path) for path in machine.closed_parents(shown)],
+        "covered": [str(path) for path in machine.closed_parents([layout.root, *shown])],
         "files": _files(layout, uid),
         "uid": uid,
         "gid": uid,
@@ -122,7 +122,7 @@ def _control_commands(layout: Layout, accounting: bool) -> list[list[str]]:
         "num-threads": 4,
     }
     return [
-        ["mkdir", "-m", "755", "/run/munge"],
+        ["mkdir", "-m", "755", "/run/munge", str(config.SPOOL)],
         ["munged", "--force", *(f"--{name}={value}" for name, value in munged.items())],
         *(books.commands(layout) if accounting else ()),
         slurmctld(layout),

@@ -273,7 +273,7 @@ class Cluster:
         while not (answer := condition()):
             if time.monotonic() > end:
                 raise ClusterError(f"{what}: not within {timeout:g} s.\n{self.logs()}")
-            time.sleep(0.05)
+            time.sleep(0.1)
         return answer
 
     def logs(self, lines: int = 8) -> str:

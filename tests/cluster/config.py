@@ -15,6 +15,8 @@ USER = "researcher"
 NETWORK = "10.77.0"
 CONTROL = f"{NETWORK}.1"
 HOSTS = {"login": 10, "cpu1": 11, "cpu2": 12, "gpu1": 21, "gpu2": 22}
+# Not below the cluster's directory: the sockets in there may have 107 characters.
+SPOOL = Path("/run/slurmd")
 NODES = tuple(name for name in HOSTS if name != "login")
 SUBORDINATE_IDS = 65536
 
@@ -90,10 +92,6 @@ class Layout:
         return self.root / "state"
 
     @property
-    def spool(self) -> Path:
-        return self.root / "spool"
-
-    @property
     def nodes(self) -> Path:
         return self.root / "nodes"
 
@@ -123,17 +121,15 @@ class Layout:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        return (
-            self.slurm, self.log, self.pids, self.state, self.spool, self.nodes, self.devices,
-            self.home, self.shared,
-        )  # fmt: skip
+        below = (self.log, self.pids, self.state, self.nodes, self.devices, self.home, self.shared)
+        return (self.slurm, *below)
 
 
 def slurm_conf(layout: Layout, settings: Mapping[str, str | int]) -> str:
     paths = {
         "SlurmctldHost": f"ctl({CONTROL})",
         "StateSaveLocation": layout.state,
-        "SlurmdSpoolDir": layout.spool / "%n",
+        "SlurmdSpoolDir": SPOOL / "%n",
         "SlurmctldPidFile": layout.pids / "slurmctld",
         "SlurmdPidFile": layout.pids / "%n",
         "SlurmctldLogFile": layout.log / "slurmctld",

@@ -109,7 +109,8 @@ class Tree:
 
 
 def kernel_files() -> None:
-    """/proc of this PID namespace, /sys of this network namespace with the control groups put back."""
+    """/proc of this PID namespace, /sys of this network namespace with the control groups put back, which
+    belong to the whole machine: read-only, or groups made in here would outlive us."""
     ns.mount_new("proc", Path("/proc"))
     groups, place = Path("/sys/fs/cgroup"), RUN / "cgroup"
     place.mkdir(exist_ok=True)
@@ -117,6 +118,8 @@ def kernel_files() -> None:
     ns.mount_new("sysfs", Path("/sys"))
     ns.bind(place, groups, recursive=True)
     ns.unmount(place)
+    for path in {path for path, _, _ in ns.mounts() if path.is_relative_to(groups)}:
+        ns.read_only(path)
 
 
 def ip(*lines: str) -> None:

@@ -42,6 +42,34 @@ def test_two_at_once_do_not_see_each_other() -> None:
         assert other.run(["ls", one.shared]).returncode != 0
 
 
+def test_a_directory_below_a_closed_one_is_shown_alone(tmp_path: Path) -> None:
+    """As with a checkout or an interpreter below /root."""
+    for name in ("closed/shown", "closed/hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "closed/shown/file").write_text("seen")
+    (tmp_path / "closed").chmod(0o700)
+    with Cluster(visible=[tmp_path / "closed/shown"]) as cluster:
+        look = f"cd {tmp_path}/closed; ls; cat shown/file; touch shown/new"
+        for node in ("login", "cpu1"):
+            answer = cluster.run(["sh", "-c", look], node=node)
+            assert answer.stdout == "shown\nseen" and "Read-only" in answer.stderr
+
+
+def test_it_runs_in_a_closed_directory_for_temporary_files(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "cluster",
+        "-c",
+        "sbatch -W --wrap 'echo from $(hostname)' >&2 && cat slurm-*",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout == "from cpu1\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_left_after_a_stop() -> None:
     with Cluster() as cluster:
         traces = busy(cluster)
