@@ -20,7 +20,8 @@ check: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 bench: setup
-	@for name in agent sandbox rollout; do $(PY) -m bench.$$name --json || exit 1; done
+	@$(PY) -m pip install -q -e '.[bench]'
+	@for name in agent sandbox rollout launch; do $(PY) -m bench.$$name --json || exit 1; done
 
 drills: setup
 	@$(PY) -m tests.drills
