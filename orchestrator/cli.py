@@ -258,6 +258,18 @@ def config_keys(pattern: str | None, markdown: bool, as_json: bool) -> None:
     cli_config.keys(pattern, markdown, as_json)
 
 
+@config.command("import")
+@click.argument("source", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+@_json
+def config_import(source: Path, output: Path | None, force: bool, as_json: bool) -> None:
+    """Turn a shell-style KEY="value" file into our YAML. The file is not executed."""
+    from orchestrator import cli_import
+
+    raise SystemExit(cli_import.main(source, output, force, as_json))
+
+
 def main() -> None:
     """Entry point of the console script."""
     cli(prog_name="orchestrate")
