@@ -9,7 +9,8 @@ What it is
         66   no run directory, or no config.yaml in it
         69   no runtime server answers, or episodes are lost all the time; a checkpoint was written
         70   the training stopped itself: collapse, engine and trainer disagree, engine died
-        85   SIGUSR1 or SIGUSR2 arrived: a checkpoint was written, please requeue
+        85   SIGUSR1, SIGUSR2, a request in the run directory, or trainer.autoresume_after asked for it:
+             a checkpoint was written, please requeue
         143  SIGTERM or SIGINT arrived: stopped at once; the last regular checkpoint is there
 
 How to use it
@@ -114,6 +115,7 @@ def work(run: RunDirectory, config: Config) -> int:
     set_environment(run, config)
     interrupt, start = Interrupt(), time.monotonic()
     interrupt.listen()
+    interrupt.watch(lambda: checkpoint_wanted(run, config, start))
     try:
         code, reason = asyncio.run(_train(run, config, interrupt))
     except Interrupted as interrupted:  # before there was anything to save
@@ -127,6 +129,16 @@ def work(run: RunDirectory, config: Config) -> int:
         raise
     summarise(run, reason, start)
     return code
+
+
+def checkpoint_wanted(run: RunDirectory, config: Config, start: float) -> bool:
+    """Whether the job around us asks for a checkpoint by file, naming this life, or our time is up."""
+    after, nonce = config.trainer.autoresume_after, os.environ.get(Env.NONCE, "")
+    if after is not None and time.monotonic() - start >= after:
+        return True
+    with contextlib.suppress(OSError):  # the filesystem hiccups; the next look decides
+        return bool(nonce) and run.read_text(run.checkpoint_request) == nonce
+    return False
 
 
 def set_environment(run: RunDirectory, config: Config) -> None:

@@ -2,7 +2,8 @@
 
 What it is
     SIGTERM and SIGINT ask to stop; SIGUSR1 and SIGUSR2 ask for a checkpoint and an exit with 85, because
-    the walltime is near. While models are loaded a signal ends that at once; while episodes run, they are
+    the walltime is near; so does `watch`, for a file in the run directory or the trainer's own clock.
+    While models are loaded a signal ends that at once; while episodes run, they are
     cancelled; in the middle of an update, a stop is noticed before the next forward pass, and a
     checkpoint waits until the update is whole.
 
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Iterator
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from types import FrameType
@@ -71,6 +74,16 @@ class Interrupt:
             self.wanted = wanted
         if (task := self._running) is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+    def watch(self, look: Callable[[], bool], every_s: float = 1.0) -> None:
+        """Ask for a checkpoint once `look` says so: for requests that come by no signal."""
+
+        def run() -> None:
+            while not look():
+                time.sleep(every_s)
+            self.ask(Wanted.CHECKPOINT)
+
+        threading.Thread(target=run, name="checkpoint requests", daemon=True).start()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -70,6 +70,7 @@ class Rollouts:
         self, engine: Engine, environment: Environment, form: Format, limits: Limits, plan: Plan
     ) -> None:
         self._agent, self._environment, self._plan = Agent(engine, form, limits), environment, plan
+        self._life: object = None
 
     @classmethod
     def of(cls, config: Config, engine: Engine, environment: Environment, form: Format) -> Self:
@@ -83,24 +84,36 @@ class Rollouts:
         )
         return cls(engine, environment, form, Limits.of(config), plan)
 
-    async def collect(self, tasks: Sequence[Task], step: int) -> list[Episode]:
+    async def disturbed(self) -> bool:
+        """Whether what makes the workspaces broke off since `collect` began, or does not answer now."""
+        return self._life is None or await self._environment.life() != self._life
+
+    async def collect(self, tasks: Sequence[Task], step: int, known: Sequence[Episode] = ()) -> list[Episode]:
         """One episode per task and repetition, in order; `Episode.group` is the task's place in `tasks`.
+
+        `known` are the episodes of an earlier try of this step: the valid ones are kept, the lost ones are
+        played again, with the seeds that they had.
 
         Raises EngineDied, Refused or TaskError, at once and after every sandbox is on its way out;
         infrastructure failures raise nothing, they are in the episodes' status.
         """
         each = self._plan.rollouts_per_prompt
         places = [_Place(tasks[n // each], step, n // each, n) for n in range(len(tasks) * each)]
+        found = {n: episode for n, episode in enumerate(known) if episode.valid}
         slots = asyncio.Semaphore(self._plan.max_parallel)
+        self._life = await self._environment.life()
         try:
             async with asyncio.TaskGroup() as group:
-                running = [
-                    group.create_task(self._episode(place, slots), name=place.name) for place in places
-                ]
+                running = {
+                    place.number: group.create_task(self._episode(place, slots), name=place.name)
+                    for place in places
+                    if place.number not in found
+                }
         except BaseExceptionGroup as errors:
             # The first one is the cause; the others were cancelled for it, or say the same.
             raise _first(errors) from errors
-        return [task.result() for task in running]
+        found |= {number: task.result() for number, task in running.items()}
+        return [found[place.number] for place in places]
 
     async def _episode(self, place: _Place, slots: asyncio.Semaphore) -> Episode:
         """Play one episode, again in a fresh sandbox each time that infrastructure loses it."""
@@ -134,7 +147,10 @@ class Rollouts:
             try:
                 status = await self._agent.play(episode, workspace, seed, first)
                 verdict = await workspace.verify()
-            except Broken as error:  # the policy's own doing: scored, and it earned nothing
+            except Broken as error:
+                if await self.disturbed():  # the server takes its sandboxes with it when it is killed
+                    raise Lost(f"{error}, and the runtime with it") from error
+                # the policy's own doing: scored, and it earned nothing
                 status, verdict = Status.OK, Verdict(0.0, str(error))
             episode.finish(verdict.reward, status, verdict.reason)
         episode.timings |= workspace.timings

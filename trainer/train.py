@@ -122,18 +122,22 @@ async def train(job: Training) -> str:
 async def collect(job: Training, tasks: Sequence[Task]) -> tuple[list[Episode], int]:
     """Episodes of a step, at least half of them valid, and how many tries were lost before.
 
-    A step that infrastructure spoiled moves nothing: it is played again once the runtime answers. Raises
-    Lost when no runtime answers for `training.peer_grace`, or when it answers and still loses everything.
+    A step that infrastructure spoiled moves nothing. When a runtime went down, what it took along is played
+    again, whole, once it is back: the step is then the one that an undisturbed run would have had. Raises
+    Lost when no runtime answers for `training.peer_grace` and `runtime.failover_timeout`, or when it answers
+    and still loses everything.
     """
+    episodes: Sequence[Episode] = ()
     for lost in range(LOST_TRIES):
-        episodes = await job.rollouts.collect(tasks, job.step)
+        episodes = await job.rollouts.collect(tasks, job.step, episodes)
         valid = sum(episode.valid for episode in episodes)
-        if 2 * valid >= len(episodes):
-            return episodes, lost
+        if valid == len(episodes) or (2 * valid >= len(episodes) and not await job.rollouts.disturbed()):
+            return list(episodes), lost
         errors = sorted({episode.error for episode in episodes if not episode.valid})
         job.events.add("step_lost", step=job.step, valid=valid, episodes=len(episodes), errors=errors[:3])
         await asyncio.sleep(job.pause_s)
-        await job.environment.wait_ready(job.config.training.peer_grace)
+        wait_s = job.config.training.peer_grace + job.config.runtime.failover_timeout
+        await job.environment.wait_ready(wait_s)
     raise Lost(
         f"step {job.step} lost most of its episodes {LOST_TRIES} times although the runtime answers, "
         f"last with: {errors[0]}. See the runtime's log"

@@ -78,3 +78,11 @@ async def test_results_and_errors_pass_through() -> None:
     assert await Interrupt().during(seven()) == 7
     with pytest.raises(ValueError, match="mine"):
         await Interrupt().during(fails())
+
+
+async def test_a_watched_request_asks_for_a_checkpoint(interrupt: Interrupt) -> None:
+    asked = iter([False, False, True])
+    interrupt.watch(lambda: next(asked), every_s=0.001)
+    with interrupt.deferred(), pytest.raises(Interrupted) as caught:
+        await interrupt.during(asyncio.sleep(60))
+    assert caught.value.wanted is Wanted.CHECKPOINT

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 from training_kit import new_run, small_config
 
 from orchestrator.contract import Env, Exit, RunDirectory, read_bytes, wait_for
+from orchestrator.schema import Config
+from trainer.__main__ import checkpoint_wanted
 from trainer.preflight import problems
 
 Lives = dict[str, tuple[int, str, dict[str, Any]]]
@@ -123,3 +126,19 @@ def test_a_run_directory_may_come_from_the_environment(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer", "--check"]
     environment = os.environ | {Env.RUN_DIR.value: str(run.root)}
     assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == Exit.OK
+
+
+def test_a_checkpoint_is_wanted_when_this_life_is_named_or_its_time_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = RunDirectory.create(tmp_path), Config()
+    monkeypatch.setenv(Env.NONCE, "this")
+    assert not checkpoint_wanted(run, config, time.monotonic())
+    run.publish(run.checkpoint_request, "an earlier life")
+    assert not checkpoint_wanted(run, config, time.monotonic())
+    run.publish(run.checkpoint_request, "this")
+    assert checkpoint_wanted(run, config, time.monotonic())
+    run.publish(run.checkpoint_request, "")
+    config.trainer.autoresume_after = 60
+    assert not checkpoint_wanted(run, config, time.monotonic())
+    assert checkpoint_wanted(run, config, time.monotonic() - 61)

@@ -158,6 +158,26 @@ async def test_a_run_that_is_done_does_nothing_more(
 # --- what infrastructure loses -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("taken", [(8,), (6, 7, 8, 9, 10, 11), (7, 9, 18, 21)])
+async def test_a_runtime_that_went_down_and_came_back_changes_nothing(
+    tmp_path: Path, whole: tuple[RunDirectory, Config, dict[str, Any]], taken: tuple[int, ...]
+) -> None:
+    """What it took along, few or all episodes of a step, is played again: the same steps to the last bit."""
+    reference, config, expected = whole
+    run, world = new_run(tmp_path), World(lost=lambda number: number in taken)
+
+    def goes_down(number: int) -> None:
+        world.lives += number in taken
+
+    world.before_open = goes_down
+    job = await trained(run, config, world)
+    assert same(expected, state_of(job)) == []
+    without = [{k: v for k, v in row.items() if k != "lost_tries"} for row in rows(run)]
+    assert without == [{k: v for k, v in row.items() if k != "lost_tries"} for row in rows(reference)]
+    assert sum(row["lost_tries"] for row in rows(run)) >= 1
+    assert all(row["status/infra"] == 0 for row in rows(run))
+
+
 async def test_lost_episodes_are_left_out_of_everything(tmp_path: Path) -> None:
     """Two of six are lost each step: the rest is trained on; they do not even count as failures."""
     run = new_run(tmp_path)

@@ -35,6 +35,7 @@ class Fails:
     def __init__(self, at: str, error: Exception, times: int = 10**9) -> None:
         self.at, self.error, self.left = at, error, times
         self.opened = self.open_now = self.most = 0
+        self.lives = ["one"]
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -49,6 +50,9 @@ class Fails:
 
     async def wait_ready(self, timeout_s: float) -> None:
         pass
+
+    async def life(self) -> object:
+        return self.lives.pop(0) if len(self.lives) > 1 else self.lives[0]
 
     async def close(self) -> None:
         pass
@@ -121,6 +125,13 @@ async def test_a_sandbox_that_the_policy_broke_is_scored(at: str) -> None:
     (episode,) = await rollouts(environment).collect(lucky_seven()[:1], 0)
     assert episode.valid and episode.reward == 0 and any(episode.mask)
     assert environment.opened == 1 and "killed by its own" in episode.error
+
+
+async def test_a_sandbox_that_died_with_its_server_is_played_again_and_not_scored() -> None:
+    environment = Fails("verify", Broken("its first process ended"), times=1)
+    environment.lives = ["one", "two"]
+    (episode,) = await rollouts(environment).collect(lucky_seven()[:1], 0)
+    assert episode.valid and episode.reward == 1 and environment.opened == 2
 
 
 async def test_a_refusal_or_a_dead_engine_stops_everything_and_leaves_nothing_open() -> None:

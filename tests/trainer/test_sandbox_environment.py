@@ -238,3 +238,20 @@ async def test_waiting_for_a_server_ends_and_says_why() -> None:
     with pytest.raises(Refused):
         await environment(failing("capabilities", Unauthorized("wrong key"))).wait_ready(60)
     await environment(Service()).wait_ready(0)
+
+
+async def test_a_key_that_is_not_yet_the_servers_own_is_no_reason_to_stop() -> None:
+    """A server that moves publishes address and key one after the other."""
+    service = failing("capabilities", Unauthorized("x"))
+    moving = SandboxEnvironment(lambda: Address("http://a", "k"), lambda address: service, moving_s=60)
+    with pytest.raises(Lost, match="may be moving"):
+        await moving.wait_ready(0)
+    assert await moving.life() is None
+    service.fail = lambda name: None
+    assert await moving.life() == Address("http://a", "k")
+    still = SandboxEnvironment(
+        lambda: Address("http://a", "k"), lambda address: failing("create", Unauthorized("x"))
+    )
+    with pytest.raises(Refused):
+        async with still.open(TASK):
+            pass

@@ -46,6 +46,7 @@ class World:
     before_open: Callable[[int], None] = lambda number: None
     answers: bool = True
     opened: int = 0
+    lives: int = 1
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -58,6 +59,9 @@ class World:
     async def wait_ready(self, timeout_s: float) -> None:
         if not self.answers:
             raise Lost(f"no runtime server answered within {timeout_s:g} s")
+
+    async def life(self) -> object:
+        return self.lives if self.answers else None
 
     async def close(self) -> None:
         pass

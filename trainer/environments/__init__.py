@@ -74,6 +74,9 @@ class Environment(Protocol):
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once workspaces can be had. Raises Lost after `timeout_s`, Refused at once."""
 
+    async def life(self) -> object:
+        """What tells one life of the service from the next, asked anew; None while it does not answer."""
+
     async def close(self) -> None:
         """Remove whatever is still there."""
 

@@ -87,6 +87,10 @@ class LocalEnvironment:
     async def wait_ready(self, timeout_s: float) -> None:
         """Nothing to wait for."""
 
+    async def life(self) -> object:
+        """This machine has but one."""
+        return "local"
+
     async def close(self) -> None:
         """Nothing is left: each workspace removed itself."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import posixpath
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -25,6 +26,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from orchestrator.contract import Env
 from runtime_server.errors import SandboxError
 from runtime_server.wire import Code, CreateSandbox, Exec, ExecResult, Sandbox
 from trainer.environments import CommandResult, Timings, Verdict, Workspace
@@ -62,6 +64,7 @@ DELETE_TIMEOUT_S = 30.0
 CREATE_SLACK_S = 120.0
 """How long a create may take beyond its time in the queue."""
 KEPT_FOR_LOG = 4096
+MOVING_S = 90.0
 
 _MISTAKES = {Code.UNAUTHORIZED, Code.BAD_REQUEST, Code.NOT_FOUND}
 _GONE = {Code.SANDBOX_DIED, Code.OOM}
@@ -165,7 +168,8 @@ class SandboxEnvironment:
     """See the module's docstring; implements `trainer.environments.Environment`.
 
     `find` says where the server is now and is asked before every sandbox; `connect` makes a client of
-    it. `ttl_s` bounds the life of a sandbox whose trainer has died.
+    it. `ttl_s` bounds the life of a sandbox whose trainer has died. A server that moves publishes its new
+    address and key one after the other: for `moving_s` a wrong key is no reason to stop.
     """
 
     def __init__(
@@ -174,8 +178,10 @@ class SandboxEnvironment:
         connect: Callable[[Address], Service],
         ttl_s: float = 3600.0,
         queue_timeout_s: float = 600.0,
+        moving_s: float = 0.0,
     ) -> None:
-        self._find, self._connect = find, connect
+        self._find, self._connect, self._moving_s = find, connect, moving_s
+        self._refused_since: float | None = None
         self._ttl_s, self._queue_timeout_s = ttl_s, queue_timeout_s
         self._clients: dict[Address, Service] = {}  # episodes that began on an old server end on it
         self._leaving: set[asyncio.Task[None]] = set()
@@ -184,7 +190,9 @@ class SandboxEnvironment:
     def of(cls, config: Config, run: RunDirectory | None) -> Self:
         """The environment that a run's configuration asks for."""
         ttl_s = max(config.runtime.sandbox.ttl, 2 * config.rollout.turn_timeout)
-        return cls(lambda: find_server(run), connect, ttl_s, config.runtime.queue_timeout)
+        moves = run is not None and not os.environ.get(Env.RUNTIME_URL)
+        queue_timeout, moving_s = config.runtime.queue_timeout, MOVING_S if moves else 0.0
+        return cls(lambda: find_server(run), connect, ttl_s, queue_timeout, moving_s)
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -197,7 +205,7 @@ class SandboxEnvironment:
             labels={"task": task.id[:60]},
             queue_timeout_s=self._queue_timeout_s,
         )
-        with blame("create", policy=False):
+        with self._moving(), blame("create", policy=False):
             async with asyncio.timeout(self._queue_timeout_s + CREATE_SLACK_S):
                 sandbox = await self._create(client, request)
         workspace = SandboxWorkspace(task=task, client=client, sandbox=sandbox)
@@ -214,14 +222,41 @@ class SandboxEnvironment:
         while True:
             try:
                 client = self._connected()
-                with blame("health", policy=False):
-                    async with asyncio.timeout(10):
-                        await client.capabilities()
+                await self._greet(client)
                 return
             except Lost as error:
                 if time.monotonic() >= deadline:
                     raise Lost(f"no runtime server answered within {timeout_s:g} s: {error}") from error
             await asyncio.sleep(0.5)
+
+    async def life(self) -> object:
+        """The present server's address and key, which a new life never shares with an old one."""
+        try:
+            address = self._find()
+            await self._greet(self._connected())
+        except (EnvironmentFailure, OSError):
+            return None
+        return address
+
+    async def _greet(self, client: Service) -> None:
+        with self._moving(), blame("health", policy=False):
+            async with asyncio.timeout(10):
+                await client.capabilities()
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """See the class. On a shared filesystem either file may be seen late, too."""
+        try:
+            yield
+            self._refused_since = None
+        except Refused as error:
+            cause, now = error.__cause__, time.monotonic()
+            if not (isinstance(cause, SandboxError) and cause.code == Code.UNAUTHORIZED):
+                raise
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since >= self._moving_s:
+                raise
+            raise Lost(f"{error} (the server may be moving)") from cause
 
     async def close(self) -> None:
         """Wait until every sandbox is removed, then hang up."""
