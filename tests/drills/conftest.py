@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,5 +38,13 @@ def baseline(cluster: Cluster, image: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def new_drill(cluster: Cluster, image: Path, baseline: list[dict[str, Any]]) -> NewDrill:
-    return lambda fault: Drill(cluster, image, fault, baseline)
+def new_drill(cluster: Cluster, image: Path, baseline: list[dict[str, Any]]) -> Iterator[NewDrill]:
+    made: list[Drill] = []
+
+    def make(fault: str) -> Drill:
+        made.append(Drill(cluster, image, fault, baseline))
+        return made[-1]
+
+    yield make
+    for drill in made:
+        drill.clean()

@@ -92,6 +92,7 @@ class Drill:
         self.cluster, self.name, self.baseline = cluster, fault, baseline
         self.config = settings(cluster, image)
         self.run: RunDirectory | None = None
+        self.before = {job.id for job in cluster.jobs()}
         self._at = self._steps_at = 0.0
         self._recovered: float | None = None
 
@@ -198,7 +199,14 @@ class Drill:
         self._recovered = time.monotonic()
 
     def live_jobs(self) -> list[str]:
-        return [job.id for job in self.cluster.jobs() if job.state in LIVE]
+        """Jobs that were submitted since the drill began and are not over."""
+        return [job.id for job in self.cluster.jobs() if job.state in LIVE and job.id not in self.before]
+
+    def clean(self) -> None:
+        """Whatever a failed drill leaves must not fail the next one."""
+        if left := self.live_jobs():
+            self.cluster.run(["scancel", *left])
+            self.wait(lambda: not self.live_jobs(), 60, "the end of jobs that a failed drill left")
 
     # --- the row ---
 

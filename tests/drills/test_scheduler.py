@@ -17,23 +17,25 @@ from .kit import Drill
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(600)]
 
 SBATCH = """#!/bin/bash
-# sbatch in front of the real one: call number $LOSE is accepted and its answer is lost
+# sbatch in front of the real one: something happens to call number {number}
 n=$(cat "$0.count" 2>/dev/null || echo 0); n=$((n + 1)); echo $n > "$0.count"
+if [ "$n" = "{number}" ]; then {first}; fi
 out=$(/usr/bin/sbatch "$@"); rc=$?
 if [ "$n" = "{number}" ]; then {then}; fi
 echo "$out"; exit $rc
 """
+HANG = "touch $0.waits; sleep 30; exit 1"
 LOST = (
     'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
 )
 
 
-def in_front(cluster: Cluster, number: int, then: str) -> dict[str, str]:
-    """PATH with an sbatch of ours in front."""
+def in_front(cluster: Cluster, number: int, *, first: str = ":", then: str = ":") -> dict[str, str]:
+    """PATH with an sbatch of ours in front; what it does before and after call `number`."""
     folder = cluster.shared / f"bin{time.monotonic_ns()}"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
-    (folder / "sbatch").write_text(SBATCH.format(number=number, then=then))
+    (folder / "sbatch").write_text(SBATCH.format(number=number, first=first, then=then))
     (folder / "sbatch").chmod(0o755)
     return {"PATH": f"{folder}:{cluster.environment()['PATH']}"}
 
@@ -47,16 +49,15 @@ def test_reply_lost(new_drill: NewDrill, number: int) -> None:
     drill = new_drill(f"the answer to sbatch number {number} is lost")
     before = len(drill.cluster.jobs())
     drill.fault()
-    drill.launch(env=in_front(drill.cluster, number, LOST))
+    drill.launch(env=in_front(drill.cluster, number, then=LOST))
     assert len(drill.cluster.jobs()) == before + 2, "a job was submitted twice, or not at all"
     drill.recovers()
     drill.ends("success")
     drill.row("the job is found by its token; nothing is submitted twice")
 
 
-def test_launcher_killed_between_the_jobs(new_drill: NewDrill) -> None:
-    drill = new_drill("kill -9 of the launcher between the two jobs")
-    env = in_front(drill.cluster, 2, "touch $0.waits; sleep 30; exit 1")
+def launch_and_kill(drill: Drill, env: dict[str, str]) -> None:
+    """The launcher is killed while sbatch hangs in its second call."""
     launcher = drill.cluster.popen(["orchestrate", "launch", "--config", drill.write_config()], env=env)
     marker = Path(env["PATH"].split(":")[0]) / "sbatch.waits"
     drill.wait(marker.exists, 60, "the second submission")
@@ -64,17 +65,30 @@ def test_launcher_killed_between_the_jobs(new_drill: NewDrill) -> None:
     launcher.send_signal(signal.SIGKILL)
     launcher.communicate()
     drill.run = drill.latest()
-    assert "would" in drill.orchestrate("reap")
+
+
+def test_launcher_killed_before_the_second_job(new_drill: NewDrill) -> None:
+    drill = new_drill("kill -9 of the launcher before the runtime job was submitted")
+    launch_and_kill(drill, in_front(drill.cluster, 2, first=HANG))
+    assert len(drill.live_jobs()) == 1
+    drill.wait(lambda: "would" in drill.orchestrate("reap"), 60, "that reap would end the held job")
     drill.orchestrate("reap", "--yes")
     drill.over()
-    drill.row("`orchestrate reap` shows the job that would wait for ever, and ends it")
+    drill.row("`orchestrate reap` shows the training job that would wait for ever, and ends it")
+
+
+def test_launcher_killed_before_the_second_answer(new_drill: NewDrill) -> None:
+    drill = new_drill("kill -9 of the launcher before it heard of the runtime job")
+    launch_and_kill(drill, in_front(drill.cluster, 2, then=HANG))
+    drill.ends("success")
+    drill.row("the run goes on and succeeds: no launcher is needed")
 
 
 def test_runtime_cancelled_while_it_waits(new_drill: NewDrill) -> None:
     drill = new_drill("scancel of the runtime job while both jobs are pending")
     drill.configure(runtime={"nodes": 1, "constraint": ""}, scheduler={"extra_args": ["--begin=now+1hour"]})
     run = drill.launch()
-    ids = [job.id for job in drill.cluster.jobs() if job.state == "PENDING"]
+    ids = sorted(drill.live_jobs(), key=int)
     assert len(ids) == 2
     drill.fault()
     drill.cluster.run(["scancel", ids[-1]], check=True)
