@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator import attach, preflight, runs, view
-from orchestrator import follow as watching
 from orchestrator.config import load
 from orchestrator.contract import ReadyFlag, RunDirectory, wait_for
 from orchestrator.errors import ConfigError, RuntimeUnusable
@@ -141,6 +140,8 @@ def _terminated_is_interrupted() -> Iterator[None]:
 
 def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
     """Follow to the end; Ctrl-C ends a run of this machine, and only stops watching any other."""
+    from orchestrator import follow as watching  # not before the jobs are submitted
+
     console.print()
     try:
         with _terminated_is_interrupted():
@@ -180,6 +181,8 @@ def _interrupted(run: RunDirectory, scheduler: Scheduler, console: Console) -> i
 
 def _serve(options: Options, launched: Launched, scheduler: Scheduler, console: Console) -> int:
     """Wait until the server is up, say how to reach it; with --follow keep it until Ctrl-C."""
+    from orchestrator import follow as watching  # not before the jobs are submitted
+
     try:
         with _terminated_is_interrupted():
             flag = _wait_ready(launched, scheduler)

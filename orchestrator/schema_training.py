@@ -24,7 +24,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 class Section(BaseModel):
     """Base of every section: unknown keys refused, values checked when set."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    # defer_build: only what is used is compiled; a whole Config then compiles its sections once, not twice
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, defer_build=True)
 
 
 class Model(Section):
