@@ -141,13 +141,14 @@ def list_(runs_dir: Path | None, limit: int, as_json: bool) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the run ends.")
 @click.option("--role", type=click.Choice(["runtime", "training"]), help="Only this job's logs.")
 @click.option("--lines", "-n", default=200, show_default=True, help="The last so many of each; 0 for all.")
+@click.option("--merge", is_flag=True, help="One timeline of all logs and events.")
 @_runs_dir
 @_json
 def logs(**options: Any) -> None:
     """Print the logs of a run's jobs."""
-    from orchestrator import cli_runs
+    from orchestrator import cli_logs
 
-    cli_runs.logs(**options)
+    cli_logs.logs(**options)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""What `orchestrate status`, `list`, `logs` and `cancel` do.
+"""What `orchestrate status`, `list` and `cancel` do.
 
 What it does not do
     It knows nothing of records or schedulers; `orchestrator.runs` does.
@@ -9,19 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import time
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.text import Text
 
 from orchestrator import follow, runs, view
 from orchestrator.config import load
 from orchestrator.contract import RunDirectory
-from orchestrator.durable import read_bytes
 from orchestrator.errors import OrchestrateError
-from orchestrator.runs import Log, RunView
+from orchestrator.runs import RunView
 from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
 
 
@@ -87,60 +83,3 @@ def cancel(name: str | None, timeout: float, runs_dir: Path | None, as_json: boo
         click.echo(f"{run.run_id} was over already: {before.state}")
     else:
         click.echo(f"{run.run_id} is {after.state}; every job of it is over")
-
-
-# --- logs --------------------------------------------------------------------------------------------
-
-
-class Tail:
-    """Prints what was added to a set of files, each line with the name of its job in front."""
-
-    def __init__(self, as_json: bool, last: int) -> None:
-        self.as_json, self.last = as_json, last
-        self.console = view.console()
-        self._read: dict[Path, int] = {}
-
-    def show(self, found: list[Log], whole: bool = True) -> None:
-        """Print the new lines; a line without its end waits, unless the `whole` rest is wanted."""
-        for log in found:
-            data = read_bytes(log.path)
-            new = data[self._read.get(log.path, 0) :]
-            if not whole:
-                new = new[: new.rfind(b"\n") + 1]
-            first = log.path not in self._read
-            self._read[log.path] = self._read.get(log.path, 0) + len(new)
-            lines = new.decode(errors="replace").splitlines()
-            for line in lines[-self.last :] if first and self.last else lines:
-                self._print(log, line)
-
-    def _print(self, log: Log, line: str) -> None:
-        if self.as_json:
-            click.echo(
-                json.dumps({"role": log.role, "stream": log.stream, "file": log.path.name, "line": line})
-            )
-            return
-        colour = "cyan" if log.role == "runtime" else "magenta"
-        text = Text.from_ansi(view.clean(line, colour=True))
-        self.console.print(Text.assemble((f"{log.role:<8} │ ", colour), text))
-
-
-def logs(**options: Any) -> None:
-    run = find(options["run"], options["runs_dir"])
-    tail = Tail(options["as_json"], options["lines"])
-    if options["follow"]:
-        _follow_logs(run, tail, options["role"])
-    found = runs.logs(run, options["role"])
-    if not found and not options["as_json"]:
-        click.echo(f"{run.run_id} has no logs yet; its jobs have not started", err=True)
-    tail.show(found)
-
-
-def _follow_logs(run: RunDirectory, tail: Tail, role: str | None) -> None:
-    """Print until the run is over; Ctrl-C stops the printing, never the run."""
-    try:
-        while not look_at(run).is_over:
-            tail.show(runs.logs(run, role), whole=False)
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    return None
