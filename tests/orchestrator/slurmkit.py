@@ -140,7 +140,7 @@ class Launches:
         commands += [f"export {name}={value}" for name, value in variables.items()]
         return [
             *("launch", "-c", "dev", f"run.runs_dir={self.runs_dir}"),
-            *("runtime.partition=test", "training.partition=gpu_test", "environment.debug=false"),
+            *("training.gpus_per_node=1", "environment.debug=false"),  # one process: no torchrun
             f"runtime.setup_commands={json.dumps(commands)}",
             f"training.setup_commands={json.dumps(commands)}",
             *assignments,

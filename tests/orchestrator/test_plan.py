@@ -17,7 +17,17 @@ RUN = Path("/runs/20261121_101500_abc123")
 CONTEXT = Context(run_dir=RUN, code=RUN / "code", python="/venv/bin/python", environ={"PATH": "/bin"})
 
 
-def plan(*assignments: str, config: str = "production", mode: str = "run") -> Plan:
+LARGE = (
+    *("training.nodes=2", "training.gpus_per_node=8", "training.cpus=64", "training.memory=512G"),
+    *("training.time_limit=1-12:00:00", "runtime.time_limit=2-00:00:00", "runtime.cpus=64"),
+    *("runtime.memory=512G", "runtime.max_parallel_sandboxes=256", "rollout.max_parallel_episodes=256"),
+)
+"""Two nodes of eight GPUs, where several numbers differ from each other and from 1."""
+
+
+def plan(*assignments: str, config: str = "large", mode: str = "run") -> Plan:
+    if config == "large":
+        return plan(*LARGE, *assignments, config="production", mode=mode)
     context = Context(CONTEXT.run_dir, CONTEXT.code, CONTEXT.python, mode=mode, environ=CONTEXT.environ)
     return make_plan(load(config, assignments).config, context)
 
