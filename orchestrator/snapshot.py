@@ -1,9 +1,9 @@
 """A snapshot of the code that a run will execute, so that later edits change nothing.
 
 What it is
-    `take` copies what git knows of the checkout (tracked, and untracked but not ignored) into the run
-    directory and says which commit it was and what differed from it. Without git it copies the folders
-    of the project.
+    `take` copies what git knows of the checkout (tracked, and untracked but not ignored), but tests and
+    documentation, into the run directory and says which commit it was and what differed from it. Without
+    git it copies the folders of the project.
 
 What it does not do
     It never copies what looks like a secret, what is large, or what lies in the runs directory; it says
@@ -24,7 +24,7 @@ from pathlib import Path, PurePath
 
 from orchestrator.durable import fsync_directory
 
-_AT_ONCE = 16
+_AT_ONCE = 4
 
 MAX_FILE = 4 << 20
 """Bytes; larger files are data, not code."""
@@ -32,6 +32,8 @@ MAX_PATCH = 16 << 20
 
 BUILT = ("runtime_server/agent/bin",)
 """Ignored by git, yet part of what runs: the compiled agent."""
+NOT_RUN = ("tests/", "docs/")
+"""Folders of the checkout that no job runs: nearly half of its files. Commit and patch tell of them."""
 FOLDERS = ("orchestrator", "runtime_server", "trainer", "config", "jobs", "images")
 
 _SECRET = (
@@ -73,7 +75,7 @@ def take(checkout: Path, into: Path, never: Iterable[Path] = ()) -> Snapshot:
     forbidden = [os.path.realpath(path) for path in never]
     real = os.path.realpath(checkout)
     left_out, wanted = [], []
-    for name in [*names, *_built(checkout)]:
+    for name in [*(n for n in names if not n.startswith(NOT_RUN)), *_built(checkout)]:
         reason = _refuse(real, name, forbidden)
         if reason is None:
             wanted.append(name)

@@ -41,7 +41,8 @@ def test_the_snapshot_takes_what_git_knows_and_no_secret(checkout: Path, tmp_pat
     (checkout / "gone.py").unlink()
     (checkout / "large.bin").write_bytes(bytes(snapshot.MAX_FILE + 1))
     (checkout / "link").symlink_to("/etc/passwd")
-    for name in ("ignored/x.py", "runs/r1/env.sh", "runtime_server/agent/bin/agent-x86_64"):
+    unwanted = ("ignored/x.py", "runs/r1/env.sh", "docs/guide.md", "tests/test_a.py")
+    for name in (*unwanted, "runtime_server/agent/bin/agent-x86_64"):
         (checkout / name).parent.mkdir(parents=True)
         (checkout / name).write_text("s3cret")
     taken = snapshot.take(checkout, tmp_path / "code", [checkout / "runs"])
