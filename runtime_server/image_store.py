@@ -86,7 +86,7 @@ def podman(store: Path, *args: str, timeout_s: float = 120) -> subprocess.Comple
                 check=False,
             )
         finally:
-            namespace.end_pause(Path(run, "t", "pause.pid"))
+            namespace.end_pause(Path(run))
 
 
 def images(store: Path) -> dict[str, dict[str, str]]:

@@ -102,7 +102,10 @@ def _try(prefix: tuple[str, ...]) -> tuple[int, str]:
 def _notes(ids: int, problems: list[str]) -> tuple[str, ...]:
     if ids > FULL_RANGE:
         return ()
-    why = "; ".join(problems) or f"no range for {userns.user()} in /etc/subuid and /etc/subgid"
+    why = (
+        "; ".join(problem.splitlines()[-1] for problem in problems if problem)
+        or f"no range for {userns.user()} in /etc/subuid and /etc/subgid"
+    )
     return (
         f"only {ids} user id{'s' * (ids > 1)} in sandboxes ({why}): files of other ids in images are given "
         "to root, and switching user inside fails. Ask an administrator for newuidmap (Debian: uidmap) and "
@@ -125,16 +128,21 @@ def _run(
 def _scratch() -> Iterator[dict[str, str]]:
     """An environment in which `podman unshare` leaves its process where we end it."""
     with tempfile.TemporaryDirectory(prefix="orc-ns-") as folder:
-        settings = Path(folder, "containers.conf")
-        settings.write_text(f'[engine]\ntmp_dir = "{folder}/t"\nevents_logger = "none"\n')
-        yield {**os.environ, "CONTAINERS_CONF": str(settings), "XDG_RUNTIME_DIR": folder}
-        end_pause(Path(folder, "t", "pause.pid"))
+        settings, storage = Path(folder, "containers.conf"), Path(folder, "containers", "storage.conf")
+        settings.write_text(f'[engine]\ntmp_dir = "{folder}/t"\nevents_logger = "none"\nlock_type = "file"\n')
+        storage.parent.mkdir()
+        storage.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/g"\nrunroot = "{folder}/r"\n')
+        homes = {"XDG_RUNTIME_DIR": folder, "XDG_CONFIG_HOME": folder}
+        yield {**os.environ, "CONTAINERS_CONF": str(settings), **homes}
+        end_pause(Path(folder))
 
 
-def end_pause(record: Path) -> None:
-    """End the process that holds a rootless Podman's user namespace open, if there is one."""
-    with contextlib.suppress(OSError, ValueError):
-        processes.send(int(record.read_text()))
+def end_pause(folder: Path) -> None:
+    """End the process that holds a rootless Podman's user namespace open, if there is one; versions differ
+    in where below their run-time directory they note it."""
+    for record in folder.rglob("pause.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            processes.send(int(record.read_text()))
 
 
 @cache

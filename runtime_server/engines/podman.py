@@ -40,7 +40,7 @@ from runtime_server.agent import AgentListener, AgentLost
 from runtime_server.engines import SOCKET, Container, EngineError, Facts, Image, Recipe, namespace, processes
 from runtime_server.engines import probe as probing
 from runtime_server.engines.service import Service, find_programs
-from runtime_server.engines.spec import Node, create_body
+from runtime_server.engines.spec import ROOT_WAYS, USER_WAYS, Node, Way, create_body
 from runtime_server.engines.state import State, sweep
 from runtime_server.engines.watch import EVERY_S, Watch
 from runtime_server.errors import Internal, NotFound, SandboxError
@@ -118,16 +118,17 @@ class PodmanEngine:
     async def _find_runtime(self, runtimes: list[str]) -> None:
         """Start a probe with each runtime, with limits and without, until one works. Raises EngineError."""
         problems: list[str] = []
-        for runtime, limits in [(name, limits) for limits in (True, False) for name in runtimes]:
+        ways = ROOT_WAYS if os.getuid() == 0 else USER_WAYS
+        for runtime, way in [(name, way) for way in ways for name in runtimes]:
             try:
-                self._facts = await self._try(runtime, limits, tuple(problems))
+                self._facts = await self._try(runtime, way, tuple(problems))
                 return
             except (SandboxError, AgentLost) as error:
-                problems.append(f"{runtime}{'' if limits else ' without limits'}: {error}")
+                problems.append(f"{runtime}{'' if way.limits else ' without limits'}: {error}")
                 await self._end_service()
         raise EngineError("no OCI runtime starts a container on this node: " + "; ".join(problems))
 
-    async def _try(self, runtime: str, limits: bool, notes: tuple[str, ...]) -> Facts:
+    async def _try(self, runtime: str, way: Way, notes: tuple[str, ...]) -> Facts:
         """Start the service with this runtime, and a probe container on it."""
         entry = await asyncio.to_thread(namespace.entry)
         self._service = Service(self.state, self.image_store, runtime)
@@ -136,14 +137,17 @@ class PodmanEngine:
         driver = (await self._json("GET", "/info"))["store"]["graphDriverName"]
         notes = (*notes, *entry.notes, *namespace.storage_notes(self.state.graphroot))
         root = os.getuid() == 0
-        cgroup = self.state.cgroup if root and limits else ""
+        cgroup = self.state.cgroup if root and way.limits else ""
         crowd = self.config.max_parallel_sandboxes * TASKS_EACH + self.config.sandbox.pids
         ulimits = probing.ulimits(self._service.pid, probing.PIDS_MAX if root else crowd)
         self._node = replace(
             self._node,
             ulimits=ulimits,
-            limits=limits,
+            limits=way.limits,
             cgroup=cgroup,
+            bound_sysv=way.bound_sysv,
+            own_ids=entry.ids if way.own_users else 0,
+            own_tasks=way.own_users and probing.tasks_by_namespace(),
             protect_agent=probing.may_protect(),
             seccomp="",
         )
@@ -166,7 +170,7 @@ class PodmanEngine:
     async def _probe(self, runtime: str) -> dict[str, bool]:
         """Start the agent in an empty root directory, and see what holds for it."""
         recipe = Recipe(
-            name=f"probe-{runtime}-{self._node.limits:d}",
+            name=f"probe-{runtime}-{self._node.limits:d}{self._node.bound_sysv:d}{self._node.own_ids}",
             image="",
             io=self.new_io("probe"),
             memory_mb=self.config.sandbox.memory,

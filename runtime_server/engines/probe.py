@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def ulimits(service_pid: int, processes: int = PIDS_MAX) -> dict[str, int]:
         "nproc": _below(service_pid, resource.RLIMIT_NPROC, min(processes, _pid_max())),
         "core": 0,
     }
+
+
+def tasks_by_namespace() -> bool:
+    """From Linux 5.14 on: before, the limit counts all processes of a user on the node."""
+    major, minor = (int(part) for part in platform.release().split(".")[:2])
+    return (major, minor) >= (5, 14)
 
 
 def may_protect() -> bool:

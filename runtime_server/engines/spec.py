@@ -14,14 +14,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime_server.engines import AGENT, IO, SOCKET, Recipe
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL")
 SECCOMP_BPF = "run.oci.seccomp_bpf_data"
 CPU_PERIOD_US = 100_000
+PAGE = 4096  # smaller than some machines' pages: the bound is then a larger one
 AGENT_OOM_SCORE = -900
+
+
+class Way(NamedTuple):
+    """What to ask of a runtime: cgroup limits, settings of the IPC namespace, a user namespace for each
+    sandbox inside the one that all of them are in."""
+
+    limits: bool
+    bound_sysv: bool = False
+    own_users: bool = False
+
+
+ROOT_WAYS = (Way(limits=True), Way(limits=False))
+USER_WAYS = (
+    Way(limits=True, bound_sysv=True, own_users=True),
+    Way(limits=False, bound_sysv=True, own_users=True),  # cgroups that are not this user's
+    Way(limits=False, own_users=True),  # kernels before 5.19 let only root bound System V memory
+    Way(limits=False),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,9 @@ class Node:
     ulimits: Mapping[str, int]
     cgroup: str = ""  # parent of every sandbox's cgroup; "" leaves it to Podman
     limits: bool = True  # False where limits make the runtime fail
+    own_ids: int = 0  # ids in a user namespace of its own; 0: it has none
+    own_tasks: bool = False  # whether the limit `nproc` counts one user namespace, not the whole node
+    bound_sysv: bool = False  # where no cgroup counts them, segments that nobody has attached are bounded
     protect_agent: bool = False  # only root may lower an OOM score
     seccomp: str = ""  # the default profile as the runtime compiled it (base64), "" to compile each time
     orphan_s: int = 60
@@ -51,7 +73,7 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
         "cap_add": list(CAPABILITIES),
         "no_new_privileges": True,
         "mounts": mounts(recipe, node),
-        "r_limits": [{"type": name, "soft": n, "hard": n} for name, n in node.ulimits.items()],
+        "r_limits": [{"type": name, "soft": n, "hard": n} for name, n in _ulimits(recipe, node).items()],
         "shm_size": recipe.shm_mb << 20,
         "log_configuration": {"driver": "none"},
         "image_volume_mode": "ignore",
@@ -78,11 +100,29 @@ def _chosen(recipe: Recipe, node: Node) -> dict[str, Any]:
         chosen["cgroup_parent"] = f"/{node.cgroup}"
     if node.limits:
         chosen["resource_limits"] = resources(recipe)
+    if node.own_ids:
+        chosen |= _own_users(node.own_ids)
+    if node.bound_sysv:
+        size = recipe.shm_mb << 20
+        chosen["sysctl"] = {"kernel.shmmax": str(size), "kernel.shmall": str(size // PAGE)}
     if node.protect_agent:
         chosen["oom_score_adj"] = AGENT_OOM_SCORE
     if node.seccomp:
         chosen["annotations"] = {SECCOMP_BPF: node.seccomp}
     return chosen
+
+
+def _ulimits(recipe: Recipe, node: Node) -> dict[str, int]:
+    """With `own_tasks` the kernel holds the limit of processes even without a cgroup."""
+    most = min(recipe.pids, node.ulimits.get("nproc", recipe.pids))
+    return {**node.ulimits, "nproc": most} if node.own_tasks else {**node.ulimits}
+
+
+def _own_users(ids: int) -> dict[str, Any]:
+    """The same ids as outside: no file of the image has to change hands for it."""
+    same = [{"container_id": 0, "host_id": 0, "size": ids}]
+    maps = {"UIDMap": same, "GIDMap": same, "HostUIDMapping": False, "HostGIDMapping": False}
+    return {"userns": {"nsmode": "private"}, "idmappings": maps}
 
 
 def mounts(recipe: Recipe, node: Node) -> list[dict[str, Any]]:

@@ -70,7 +70,6 @@ class State:
         self.log = root / "podman.log"
         self.containers_conf = root / "containers.conf"
         self.config = root / "c"
-        self.pause = root / "t" / "pause.pid"
         self.graphroot = storage / "g"
         self.conmon = storage / "conmon"
 
@@ -111,7 +110,7 @@ class State:
     def remove(self) -> None:
         """End whatever still runs there, then remove every trace."""
         processes.end_all(lambda: processes.of_server(self.token, self.cgroup))
-        namespace.end_pause(self.pause)
+        namespace.end_pause(self.root)
         processes.remove_cgroups(self.cgroup)
         for folder in {self.storage, self.root}:
             namespace.remove_tree(folder)
