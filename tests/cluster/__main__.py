@@ -21,7 +21,7 @@ from .cluster import Cluster
 from .machine import ClusterError
 
 BANNER = """
-A private Slurm of five hosts; you are {user} on its login host.
+A private Slurm of four nodes; you are {user} on its login host.
 
   partitions   test (cpu1, cpu2: {cpus} CPUs each)   gpu_test (gpu1, gpu2: {gpus} GPUs each)
                gpu_low (as gpu_test, but its jobs make way for those of gpu_test)

@@ -1,4 +1,4 @@
-"""A real Slurm of five hosts on this machine, private to whoever starts it, gone when they leave.
+"""A real Slurm of four nodes on this machine, private to whoever starts it, gone when they leave.
 
 How to use it
     with Cluster() as cluster:
@@ -316,6 +316,7 @@ class Cluster:
         self._link(node, "down")
 
     def join(self, node: str) -> None:
+        """Slurm asks a node that is DOWN only once a minute; a slurmd that is started reports at once."""
         self._link(node, "up")
 
     def _link(self, node: str, state: str) -> None:

@@ -45,7 +45,7 @@ SETTINGS: dict[str, str | int] = {
     "ReturnToService": 2,
     "KillWait": 5,  # sites: 30
     "MinJobAge": 300,
-    "SlurmdTimeout": 15,  # sites: 300; a dead node is DOWN after this
+    "SlurmdTimeout": 15,  # sites: 300; a dead node is DOWN after 15 to 35 s
     "AccountingStorageType": "accounting_storage/none",
     "JobAcctGatherType": "jobacct_gather/none",
     "SlurmctldDebug": "info",

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Cluster]:
-    with Cluster(settings={"SlurmdTimeout": 6}) as running:
+    with Cluster(settings={"SlurmdTimeout": 6, "MessageTimeout": 4}) as running:
         yield running
 
 
