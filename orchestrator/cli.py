@@ -231,6 +231,22 @@ def doctor(
     raise SystemExit(cli_doctor.main(config_name, probe, timeout, as_json, assignments))
 
 
+@cli.command()
+@_run
+@click.option("--kill", "part", required=True, metavar="PART", help="server, sandbox, trainer, runtime, …")
+@click.option("--yes", is_flag=True, help="Do it; without it, only say what would be killed.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds to wait for the recovery.")
+@_runs_dir
+@_json
+def drill(
+    run: str | None, part: str, yes: bool, timeout: float, runs_dir: Path | None, as_json: bool
+) -> None:
+    """Kill a part of a running run on purpose, and report whether and how fast it recovered."""
+    from orchestrator import cli_drill
+
+    raise SystemExit(cli_drill.main(run, part, yes, timeout, runs_dir, as_json))
+
+
 @cli.group()
 def config() -> None:
     """Show configurations and the keys they may have."""
