@@ -37,6 +37,7 @@ from orchestrator.dotenv import parse_dotenv
 from orchestrator.durable import publish_bytes
 from orchestrator.errors import ConfigError, LaunchError
 from orchestrator.plan import RESERVED, Context, Plan, PlannedJob, environment_file, make_plan
+from orchestrator.processes import Process
 from orchestrator.schedulers import JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
 from orchestrator.schema import Config
 from orchestrator.successor import spec_record
@@ -234,6 +235,7 @@ def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.S
         environment=capture(),
         jobs={job.role: spec_record(spec_for(run, job, None)) for job in plan.jobs},
         settings=dataclasses.asdict(plan.settings),
+        launcher=dataclasses.asdict(Process.of(os.getpid())),
     )
 
 

@@ -29,14 +29,14 @@ from pathlib import Path
 from orchestrator import runs
 from orchestrator.contract import CompleteFlag, Env, Manifest, Outcome, Role, RunDirectory, wait_for
 from orchestrator.errors import OrchestrateError
-from orchestrator.processes import end_all, labels
+from orchestrator.processes import Process, end_all, labels
 from orchestrator.schedulers import JobState, OwnJob, Scheduler, SchedulerError, open_scheduler
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.why_facts import watch
 
 QUEUED = (JobState.PENDING, JobState.HELD)
 LAUNCHING_S = 600.0
-"""A launcher that has not submitted the second job after so long is dead."""
+"""A launcher on another host that has not submitted the second job after so long is dead."""
 BEATS = 2.5
 """A heartbeat that misses so many beats, while we watch, stands still."""
 _SWEEP_S, _END_S, _GRACE_S = 120.0, 60.0, 10.0
@@ -183,13 +183,20 @@ def _peer_over(own: OwnJob, mine: Sequence[OwnJob], manifest: Manifest, schedule
     entries = [entry for entry in manifest.submissions if entry["role"] == peer]
     job_id = manifest.job_id(peer)
     if not job_id and (not entries or entries[-1]["state"] in ("intent", "failed")):
-        waited = time.time() - manifest.created_at
-        return f"its {peer} job was never submitted" if waited > LAUNCHING_S else ""
+        return f"its {peer} job was never submitted" if _launcher_is_dead(manifest) else ""
     info = scheduler.query([job_id]).get(job_id)
     if info is None or info.state not in runs.OVER:
         return ""
     reason = info.reason or info.raw.lower()
     return f"its {peer} job {job_id} is over{f' ({reason})' if reason else ''}"
+
+
+def _launcher_is_dead(manifest: Manifest) -> bool:
+    """Seen dead from its own host; elsewhere it is given ten minutes."""
+    with contextlib.suppress(TypeError):  # a manifest of an earlier version names no process
+        if (alive := Process(**manifest.launcher).alive()) is not None:
+            return not alive
+    return time.time() - manifest.created_at > LAUNCHING_S
 
 
 def _records(scheduler: LocalScheduler, only: RunDirectory | None) -> list[Leftover]:

@@ -243,6 +243,7 @@ class Manifest(Record):
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # `JobSpec` by role, to submit it again
     lives_before: dict[str, int] = field(default_factory=dict)  # attempts by role that count for no limit
     settings: dict[str, Any] = field(default_factory=dict)  # fields of `Settings`
+    launcher: dict[str, Any] = field(default_factory=dict)  # the process that submits: `processes.Process`
 
     def job_settings(self) -> Settings:
         """The settings of the jobs; what the launcher left out has its default."""
