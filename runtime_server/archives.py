@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.contract import publish_bytes
-from runtime_server.image_store import FILL_S, ImageError, images, podman
+from runtime_server.image_store import FILL_S, ImageError, names_in, podman
 
 Say = Callable[[str], None]
 ROOT_FOLDERS = frozenset(
@@ -67,17 +67,6 @@ def known(store: Path, file: Path) -> bool:
     """Whether the store holds what is in this file, as it is now. ImageError when it cannot be read."""
     names = _journal(store).get(_key(file))
     return bool(names) and names_in(store).issuperset(names or ())
-
-
-def names_in(store: Path) -> set[str]:
-    """The names of the store's images, from its own index: no Podman is started for it."""
-    found: set[str] = set()
-    for index in store.glob("*-images/images.json"):
-        try:
-            found |= {name for row in json.loads(index.read_text()) for name in row.get("names") or ()}
-        except (OSError, ValueError, AttributeError):
-            return set(images(store))
-    return found
 
 
 def _key(file: Path) -> str:

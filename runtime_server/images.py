@@ -35,7 +35,10 @@ from runtime_server.image_store import (
     ImageError,
     default_store,
     images,
+    index,
     locked,
+    map_ids,
+    names_in,
     podman,
     private_directory,
 )
@@ -71,13 +74,17 @@ def ensure(store: Path, say: Say = lambda _: None, files: Sequence[Path] = ()) -
     """Have the default image as packages.txt wants it, or an archive's. True when it was made or loaded."""
     private_directory(store)
     with locked(store):
-        loaded = archives.load(store, files, say)
-        if DEFAULT_IMAGE in loaded or any(archives.known(store, file) for file in files):
-            return bool(loaded)
-        if images(store).get(DEFAULT_IMAGE, {}).get(LABEL) == fingerprint(recipe()):
-            return bool(loaded)
-        _make(store, say)
-    return True
+        made = bool(archives.load(store, files, say))
+        here = images(store)
+        if not (files and DEFAULT_IMAGE in here) and not _current(here):
+            _make(store, say)
+            made = True
+        map_ids(store)
+    return made
+
+
+def _current(here: dict[str, dict[str, str]]) -> bool:
+    return here.get(DEFAULT_IMAGE, {}).get(LABEL) == fingerprint(recipe())
 
 
 def provide(store: Path, image: str, files: Sequence[Path], say: Say) -> None:
@@ -87,16 +94,23 @@ def provide(store: Path, image: str, files: Sequence[Path], say: Say) -> None:
     ImageError says what was tried. A local image that is nowhere is left for the server to refuse.
     """
     private_directory(store)
-    if image in archives.names_in(store) and all(archives.known(store, file) for file in files):
+    here = index(store)
+    ready = os.getuid() == 0 or all(here.values())
+    if ready and image in here and all(archives.known(store, file) for file in files):
         return
     with locked(store):
         archives.load(store, files, say)
-        if image in archives.names_in(store) or podman(store, "image", "exists", image).returncode == 0:
-            return
-        if image == DEFAULT_IMAGE:
-            _make(store, say)
-        elif not image.startswith("localhost/"):
-            _pull(store, image, say)
+        _provide_one(store, image, say)
+        map_ids(store)
+
+
+def _provide_one(store: Path, image: str, say: Say) -> None:
+    if image in names_in(store) or podman(store, "image", "exists", image).returncode == 0:
+        return
+    if image == DEFAULT_IMAGE:
+        _make(store, say)
+    elif not image.startswith("localhost/"):
+        _pull(store, image, say)
 
 
 def _pull(store: Path, image: str, say: Say) -> None:
