@@ -56,7 +56,7 @@ def collect(
         start_policy=settings.start_policy,
         state=look.state,
         reason=look.reason,
-        jobs=tuple(_job(run, job.role, job.job_id, infos.get(job.job_id), pulses) for job in look.jobs),
+        jobs=tuple(_job(run, manifest, job, infos.get(job.job_id), pulses) for job in look.jobs),
         scheduler_problem=problem,
         health=_health(run, manifest, running),
         ready=run.read(run.ready_flag, ReadyFlag) is not None,
@@ -84,8 +84,10 @@ def _ask(manifest: Manifest, scheduler: Scheduler | None, ids: list[str]) -> tup
 
 
 def _job(
-    run: RunDirectory, role: str, job_id: str, info: JobInfo | None, pulses: dict[str, float]
+    run: RunDirectory, manifest: Manifest, job: runs.JobView, info: JobInfo | None, pulses: dict[str, float]
 ) -> JobFacts:
+    role, job_id = job.role, job.job_id
+    args = manifest.jobs.get(role, {}).get("args", [])
     status = run.read(run.status(role), JobStatus)
     info = info or JobInfo(job_id, JobState.UNKNOWN if job_id else JobState.GONE)
     current = status if status is not None and status.attempt >= run.latest_attempt(role) else None
@@ -97,6 +99,7 @@ def _job(
         reason=info.reason,
         raw=info.raw,
         exit_code=code,
+        partition=next((a.partition("=")[2] for a in args if a.startswith("--partition=")), ""),
         host=(status.host if status else "") or info.host,
         phase=current.phase if current else "",
         outcome=current.outcome if current else "",
