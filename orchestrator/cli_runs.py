@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from orchestrator import follow, runs, view
 from orchestrator.config import load
-from orchestrator.contract import RunDirectory
+from orchestrator.contract import Role, RunDirectory
 from orchestrator.errors import OrchestrateError
 from orchestrator.runs import RunView
-from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
+from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
 
 
 def runs_directory(given: Path | None) -> Path:
@@ -64,13 +65,35 @@ def status(name: str | None, runs_dir: Path | None, as_json: bool) -> None:
 
 def list_runs(runs_dir: Path | None, limit: int, as_json: bool) -> None:
     folder = runs_directory(runs_dir)
-    looks = [look_at(run) for run in runs.list_runs(folder)[-limit:]]
+    looks = _look_at_all(runs.list_runs(folder)[-limit:])
     if as_json:
         click.echo(json.dumps([look.as_dict() for look in looks], sort_keys=True, default=str))
     elif looks:
         view.console().print(view.run_list(looks))
     else:
         click.echo(f"no run in {view.short_path(folder)} yet; `orchestrate launch --config local` makes one")
+
+
+def _look_at_all(found: Sequence[RunDirectory]) -> list[RunView]:
+    """How many runs stand, with one question to each scheduler instead of one for each run."""
+    manifests = {run: runs.manifest_of(run) for run in found}
+    schedulers: dict[str, Scheduler | None] = {}
+    for kind in {manifest.scheduler for manifest in manifests.values()}:
+        mine = [run for run in found if manifests[run].scheduler == kind]
+        ids = {job_id for run in mine for role in Role if (job_id := manifests[run].job_id(role))}
+        schedulers[kind] = _asked(mine[0], sorted(ids))
+    return [runs.view(run, schedulers[manifests[run].scheduler]) for run in found]
+
+
+def _asked(run: RunDirectory, ids: list[str]) -> Scheduler | None:
+    """The scheduler of a run, which has just been asked about these jobs and remembers the answers; None
+    when it does not answer, for it would not answer for each run either."""
+    try:
+        scheduler = scheduler_of(run)
+        states = {info.state for info in scheduler.query(ids).values()}
+    except SchedulerError:
+        return None
+    return None if states == {JobState.UNKNOWN} else scheduler
 
 
 def cancel(name: str | None, timeout: float, runs_dir: Path | None, as_json: bool) -> None:

@@ -164,7 +164,7 @@ class SlurmScheduler:
             picked = {job_id: text.pick(job_id, rows) for job_id in asked}
             found |= {job_id: self._ended(info) for job_id, info in picked.items() if info}
             if not whose:
-                found |= {job_id: self._purged(job_id) for job_id in asked if job_id not in found}
+                found |= self._purged([job_id for job_id in asked if job_id not in found])
         return found
 
     def _one(self, job_id: str) -> JobInfo:
@@ -172,7 +172,7 @@ class SlurmScheduler:
         if answer.rc and not _unknown_id(answer):
             return _unanswered(job_id, answer)
         info = text.pick(job_id, text.rows(answer.out))
-        return self._ended(info) if info else self._purged(job_id)
+        return self._ended(info) if info else self._purged([job_id])[job_id]
 
     def _squeue(self, which: Sequence[str]) -> Answer:
         argv = ["squeue", "-h", "-r", "-t", "all", "-o", text.SQUEUE, *which]
@@ -185,11 +185,12 @@ class SlurmScheduler:
         said = self.details(info.task or info.job_id)
         return replace(info, exit_code=text.exit_code(said.get("ExitCode", "")))
 
-    def _purged(self, job_id: str) -> JobInfo:
-        """A job that the controller no longer knows; accounting, where there is any, knows its end."""
-        answer = self._sacct("-D", "-j", job_id, "-o", text.SACCT)
-        info = text.accounted(answer.out, job_id) if answer else None
-        return info or JobInfo(job_id, JobState.GONE, "Slurm no longer knows the job")
+    def _purged(self, ids: Sequence[str]) -> dict[str, JobInfo]:
+        """Jobs that the controller no longer knows; accounting, where there is any, knows their ends."""
+        answer = self._sacct("-D", "-j", ",".join(ids), "-o", text.SACCT) if ids else None
+        ends = {job_id: text.accounted(answer.out, job_id) if answer else None for job_id in ids}
+        gone = "Slurm no longer knows the job"
+        return {job_id: end or JobInfo(job_id, JobState.GONE, gone) for job_id, end in ends.items()}
 
     def _sacct(self, *arguments: str) -> Answer | None:
         """None when there is no accounting, or it does not answer: nothing depends on it."""
