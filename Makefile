@@ -1,14 +1,20 @@
 # make demo    set up, then train a small policy by PPO in real sandboxes and show its learning curve
+# make demo-slurm   the same as two jobs of a private Slurm, on different hosts
 # make test    set up, then run every test
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
 # make bench   every benchmark, one JSON line each
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: demo test fast check bench drills cluster setup clean
+.PHONY: demo demo-slurm test fast check bench drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
 	@.venv/bin/orchestrate launch --config local --follow
+
+demo-slurm: setup
+	@$(PY) -m runtime_server.images save .setup/sandbox.tar
+	@PYTHONPATH=tests $(PY) -m cluster -c "orchestrate launch --config demo-slurm --follow \
+	    runtime.image_archives=[$(CURDIR)/.setup/sandbox.tar]"
 
 test: setup
 	@$(PY) -m pytest -m "not drill"
