@@ -112,11 +112,11 @@ class Command:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def end(self, stop_timeout_s: float) -> int:
-        """TERM, KILL after the timeout; then everything that is still below us, which gets what is left
-        of the timeout: the scheduler's own patience ends soon after. Returns the exit code."""
+    def end(self, stop_timeout_s: float, number: int = signal.SIGTERM) -> int:
+        """TERM, or another signal, and KILL after the timeout; then everything that is still below us, which
+        gets what is left of the timeout: the scheduler's own patience ends soon after. The exit code."""
         deadline = time.monotonic() + stop_timeout_s
-        self.send(signal.SIGTERM)
+        self.send(number)
         if self.wait(stop_timeout_s) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)

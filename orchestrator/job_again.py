@@ -54,19 +54,27 @@ class Again:
         saved = "; a checkpoint was written" if asked else ""
         return Ending(Outcome.CANCELLED, STOPPED + saved, 143)
 
+    @property
+    def progress(self) -> bool:
+        """Whether there is a newer checkpoint than at the start of this life."""
+        return newest_checkpoint(self.attempt.run) not in ("", self.newest)
+
     def refusal(self, asked: bool) -> str:
         """Why the job does not live again; "" when it does."""
-        policy, newest = self.settings.on_timeout, newest_checkpoint(self.attempt.run)
+        policy = self.settings.on_timeout
         if policy == "stop":
             return f"{TIMED_OUT}; on_timeout is stop"
         if self.attempt.interactive:
             return "the walltime ended; a job that was started by hand is never requeued"
-        if self.attempt.earlier >= self.settings.max_restarts:
+        if (
+            policy != "array" and self.attempt.earlier >= self.settings.max_restarts
+        ):  # that one has its length
             return f"requeued {self.attempt.earlier} times, which is the limit (scheduler.max_restarts)"
-        if newest == self.newest and (newest or not asked):
-            since = f"{newest} was" if newest else "there was no checkpoint, as"
-            return f"no progress: {since} the newest checkpoint when this attempt started"
-        return ""
+        if self.progress or (asked and not self.newest):  # another trainer keeps them where we do not look
+            return ""
+        if not self.newest:
+            return f"{TIMED_OUT}, and there is no checkpoint"
+        return f"no progress: {self.newest} was the newest checkpoint when this attempt started"
 
     def go_on(self) -> Ending:
         """Record it, then ask: a requeue ends this job, so it is the last thing that we do."""

@@ -177,8 +177,8 @@ class TrainingJob:
 
     def stop(self, command: Command, cause: str) -> int:
         """End the trainer. TERM without a warning may be a preemption: there is time for a checkpoint."""
-        if cause == "trainer" or self.attempt.superseded:
-            return command.end(self.settings.stop_timeout)
+        if cause == "trainer" or self.attempt.superseded:  # not TERM: it must not save over its successor
+            return command.end(self.settings.stop_timeout, signal.SIGINT)
         self.attempt.status("draining", reason={"stop": STOPPED, "late": TIMED_OUT}.get(cause, cause))
         patience = self.settings.stop_timeout
         if cause == "stop" and not self.cancelled():
@@ -197,6 +197,8 @@ class TrainingJob:
     def judge(self, cause: str, code: int) -> Ending:
         """From the cause and the trainer's exit code (negative for a signal) to what is recorded."""
         asked = code == Exit.REQUEUE
+        if cause == "trainer" and code != Exit.OK and self.inbox.stop:
+            cause = "stop"  # TERM went to every process of the job, and the trainer was the first to end
         if cause == "superseded":
             return Ending(Outcome.CANCELLED, "a later attempt of the training job took over", 143)
         if cause == "late" or (cause == "stop" and self.warned_at is not None):
@@ -209,6 +211,8 @@ class TrainingJob:
             return Ending(Outcome.SUCCESS, "the trainer finished", 0)
         if asked:
             return self.again.after_walltime(asked)
+        if self.settings.launcher == "torchrun" and self.warned_at is not None and self.again.progress:
+            return self.again.after_walltime(asked)  # torchrun has one code for whatever its processes say
         if code == Exit.PEER_GONE:
             return Ending(Outcome.PEER_GONE, "the trainer lost the runtime", Exit.PEER_GONE)
         return Ending(Outcome.FAILED, f"the trainer {how(code)}", wrapper_code(code))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +34,13 @@ def spec_of(manifest: Manifest, role: str) -> JobSpec:
     return JobSpec(**(record | {name: Path(record[name]) for name in ("script", "run_dir")}))
 
 
-def numbered(spec: JobSpec, number: int) -> JobSpec:
-    """The same job as the submission of this number: with a token of its own, in its arguments too."""
-    token = f"{spec.token}.{number}"
+def renamed(spec: JobSpec, token: str) -> JobSpec:
+    """The same job under another token, which its arguments say too."""
     args = [argument.replace(f"token={spec.token}", f"token={token}") for argument in spec.args]
     return dataclasses.replace(spec, token=token, args=args)
 
 
-def submit_successor(
-    run: RunDirectory,
-    role: Role,
-    by: Role,
-    scheduler: Scheduler,
-    change: Callable[[JobSpec], JobSpec] = lambda s: s,
-) -> str:
+def submit_successor(run: RunDirectory, role: Role, by: Role, scheduler: Scheduler) -> str:
     """Submit the next job of `role`, in the name of the job of `by`; returns its id.
 
     Raises SchedulerError when there is none.
@@ -58,7 +50,7 @@ def submit_successor(
         raise SchedulerError(f"{run.manifest} cannot be read; nothing was submitted")
     known = [s for s in manifest.submissions if s["role"] == role and s.get("job_id")]
     number = 1 + max((int(s.get("number", 1)) for s in known), default=1)
-    spec = change(numbered(spec_of(manifest, role), number))
+    spec = renamed(spec_of(manifest, role), f"{run.run_id}.{role}.{number}")
 
     def note(state: str, job_id: str = "") -> None:
         entry = Submission(

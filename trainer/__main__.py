@@ -9,9 +9,9 @@ What it is
         66   no run directory, or no config.yaml in it
         69   no runtime server answers, or episodes are lost all the time; a checkpoint was written
         70   the training stopped itself: collapse, engine and trainer disagree, engine died
-        85   SIGUSR1, SIGUSR2, a request in the run directory, or trainer.autoresume_after asked for it:
+        85   asked by SIGUSR1, SIGUSR2, SIGTERM, the run directory or trainer.autoresume_after:
              a checkpoint was written, please requeue
-        143  SIGTERM or SIGINT arrived: stopped at once; the last regular checkpoint is there
+        143  SIGINT or a second request arrived: stopped at once; the last regular checkpoint is there
 
 How to use it
     python -m trainer --run-dir R           train

@@ -1,8 +1,10 @@
 """What signals ask of the training, noticed at once but acted on where it is safe.
 
 What it is
-    SIGTERM and SIGINT ask to stop; SIGUSR1 and SIGUSR2 ask for a checkpoint and an exit with 85, because
-    the walltime is near; so does `watch`, for a file in the run directory or the trainer's own clock.
+    SIGINT asks to stop; SIGUSR1 and SIGUSR2 ask for a checkpoint and an exit with 85, because the walltime
+    is near; SIGTERM asks for one, too, for some schedulers send it to every process of a job that they
+    preempt or requeue; a second request by SIGTERM is one to stop. A checkpoint is also asked for by
+    `watch`, for a file in the run directory or the trainer's own clock.
     While models are loaded a signal ends that at once; while episodes run, they are
     cancelled; in the middle of an update, a stop is noticed before the next forward pass, and a
     checkpoint waits until the update is whole.
@@ -40,7 +42,7 @@ class Wanted(StrEnum):
 
 
 SIGNALS = {
-    signal.SIGTERM: Wanted.STOP,
+    signal.SIGTERM: Wanted.CHECKPOINT,
     signal.SIGINT: Wanted.STOP,
     signal.SIGUSR1: Wanted.CHECKPOINT,
     signal.SIGUSR2: Wanted.CHECKPOINT,
@@ -116,6 +118,7 @@ class Interrupt:
             raise Interrupted(self.wanted)
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        self.ask(SIGNALS[signal.Signals(number)])
+        impatient = number == signal.SIGTERM and self.wanted is not None
+        self.ask(Wanted.STOP if impatient else SIGNALS[signal.Signals(number)])
         if not self._deferred and self.wanted is not None:
             raise Interrupted(self.wanted)

@@ -1,7 +1,7 @@
 """Stands in the place of the trainer in tests of whole launches on a cluster: some steps, no model.
 
 `python -m trainer --run-dir R`, found first on PYTHONPATH. TRAINER_DOES is what it does: steps (the
-default), fail, hang.
+default), fail, hang, or one of `lives`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import urllib.request
 
 from orchestrator.contract import Env, RunDirectory, append_line
+from trainer import lives  # ours: this folder is first on the path
 
 run, does = RunDirectory(os.environ[Env.RUN_DIR]), os.environ.get("TRAINER_DOES", "steps")
 subprocess.run(["setsid", "--fork", "sleep", "1000"], check=True)
@@ -23,6 +24,8 @@ if does == "fail":
 if does == "hang":
     (run.training / "up").touch()
     time.sleep(1000)
+if does in lives.DOES:
+    lives.DOES[does]()
 with urllib.request.urlopen(f"{run.read_text(run.runtime_url)}/health", timeout=10) as answer:  # noqa: S310
     assert answer.status == 200
 for step in range(3):
