@@ -71,7 +71,8 @@ def test_launcher_killed_before_the_second_job(new_drill: NewDrill) -> None:
     drill = new_drill("kill -9 of the launcher before the runtime job was submitted")
     launch_and_kill(drill, in_front(drill.cluster, 2, first=HANG))
     assert len(drill.live_jobs()) == 1
-    drill.wait(lambda: "nothing was removed yet" in drill.orchestrate("reap"), 60, "that reap shows the held job")
+    shown = "nothing was removed yet"
+    drill.wait(lambda: shown in drill.orchestrate("reap"), 60, "that reap shows the held job")
     drill.orchestrate("reap", "--yes")
     drill.over()
     drill.row("`orchestrate reap` shows the training job that would wait for ever, and ends it")
