@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from orchestrator import resources
 from orchestrator.config_keys import Key, keys, nearest, sections
 from orchestrator.errors import ConfigError
 from orchestrator.schema import Config
+from orchestrator.typed import Invalid, Problem
 
 PREFIX = "ORCHESTRATE__"
 DEFAULT = "default"
@@ -155,6 +155,7 @@ def from_yaml(text: str, layer: str, source: str) -> Iterator[Entry | str]:
 
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FAST_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -244,9 +245,9 @@ def _scalar(key: Key, node: yaml.Node) -> Any:
         value = loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:  # a tag that is unknown, or a date that is none
         raise ValueError(f"`{getattr(node, 'value', '')}`") from error
-    if isinstance(value, bool) and bool not in key.options:
+    if isinstance(value, bool) and not key.is_flag:
         raise ValueError(f"`{node.value}`")
-    if bool in key.options and not isinstance(value, bool):
+    if key.is_flag and not isinstance(value, bool):
         raise ValueError(f"`{node.value}`")
     return value
 
@@ -307,8 +308,8 @@ def resolve(entries: Iterable[Entry], problems: Iterable[str] = (), name: str = 
         _put(tree, entry)
     try:
         config = Config.model_validate(tree)
-    except ValidationError as error:
-        wrong = [_explain(detail, winners) for detail in error.errors()]
+    except Invalid as error:
+        wrong = [_explain(problem, winners) for problem in error.problems]
         raise ConfigError(dict.fromkeys([*problems, *wrong])) from error
     if found := list(problems):
         raise ConfigError(found)
@@ -324,21 +325,17 @@ def _put(tree: dict[str, Any], entry: Entry) -> None:
     tree[last] = entry.value
 
 
-def _explain(detail: Any, entries: Mapping[str, Entry]) -> str:
-    """One line for one of pydantic's errors."""
-    parts = [str(part) for part in detail["loc"]]
-    name = next(
-        (n for i in range(len(parts), 0, -1) if (n := ".".join(parts[:i])) in entries), ".".join(parts)
-    )
-    key, entry = find_key(name), entries.get(name)
+def _explain(problem: Problem, entries: Mapping[str, Entry]) -> str:
+    """One line for one wrong value."""
+    key, entry = find_key(problem.name), entries.get(problem.name)
     where = f"{entry.where}: " if entry else ""
-    if detail["type"] == "value_error":  # a validator of ours, whose message is already a sentence
-        return f"{where}{name}: {detail['ctx']['error']}"
-    allowed = key.allowed if key else detail["msg"]
-    return f"{where}{name} takes {allowed}; got `{detail['input']}`"
+    if problem.sentence or key is None:
+        return f"{where}{problem}"
+    return f"{where}{problem.name} takes {key.allowed}; got `{problem.got}`"
 
 
 def dump(config: Config) -> str:
     """The configuration as YAML, complete; `load` of that file gives the same configuration."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    data = config.model_dump(mode="json")
+    text: str = yaml.dump(data, Dumper=_FAST_DUMPER, sort_keys=False, allow_unicode=True, width=110)
     return text

@@ -13,21 +13,17 @@ What it does not do
 
 from __future__ import annotations
 
-import ast
-import difflib
-import inspect
-import itertools
-import types
-import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
-
-from pydantic import BaseModel, BeforeValidator
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.quantities import clock, parse_mebibytes, parse_seconds
 from orchestrator.schema import Config
+from orchestrator.typed import Field, Section
+
+if TYPE_CHECKING:
+    import ast
 
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
 _PATTERNS = {
@@ -41,9 +37,13 @@ class Key:
     """One key. `name` is dotted; `section` is the part before the last dot."""
 
     name: str
-    annotation: Any
-    field: FieldInfo
-    doc: str
+    field: Field
+    owner: type[Section]
+
+    @property
+    def doc(self) -> str:
+        """The text below the field, read from the source: only where somebody wants to see it."""
+        return _field_docs(self.owner).get(self.field.name, "")  # type: ignore[arg-type]  # a class has a hash
 
     @property
     def section(self) -> str:
@@ -51,36 +51,34 @@ class Key:
 
     @property
     def default(self) -> Any:
-        return self.field.get_default(call_default_factory=True)
-
-    @property
-    def options(self) -> list[Any]:
-        """The types this key takes: more than one when null is allowed."""
-        is_union = typing.get_origin(self.annotation) in (types.UnionType, typing.Union)
-        return [_bare(a) for a in typing.get_args(self.annotation)] if is_union else [_bare(self.annotation)]
+        return self.field.default
 
     @property
     def nullable(self) -> bool:
-        return type(None) in self.options
+        return self.field.nullable
+
+    @property
+    def is_flag(self) -> bool:
+        return self.field.type is bool
 
     @property
     def is_text(self) -> bool:
         """True when a scalar is taken as it is written, not as what YAML makes of it (no, 1e3, 12:30)."""
-        return any(_is_text(option) for option in self.options) or self.converter is not None
+        return self.field.type in (str, Literal) or self.converter is not None
 
     @property
     def is_mapping(self) -> bool:
         """True for an open mapping: names below this key are the user's own."""
-        return any(typing.get_origin(option) is dict for option in self.options)
+        return self.field.type is dict
 
     @property
     def is_list(self) -> bool:
-        return any(typing.get_origin(option) is list for option in self.options)
+        return self.field.type is list
 
     @property
     def converter(self) -> Any:
         """`parse_mebibytes` or `parse_seconds` for a size or a duration, else None."""
-        return next((m.func for m in self.field.metadata if isinstance(m, BeforeValidator)), None)
+        return self.field.read
 
     @property
     def allowed(self) -> str:
@@ -95,23 +93,13 @@ class Key:
 
 def shown(key: Key, value: Any) -> str:
     """A value as one would write it: sizes and durations with their units."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if key.converter is parse_mebibytes:
         return f"{value // 1024}G" if value % 1024 == 0 else f"{value}M"
     if key.converter is parse_seconds:
         return clock(value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     return str(value) if value != "" else '""'
-
-
-def _bare(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
-
-
-def _is_text(option: Any) -> bool:
-    if typing.get_origin(option) is Literal:
-        return all(isinstance(choice, str) for choice in typing.get_args(option))
-    return option is str
 
 
 def _kind(key: Key) -> str:
@@ -121,26 +109,22 @@ def _kind(key: Key) -> str:
             if key.converter is parse_mebibytes
             else "seconds, or like 45m, 2h, 1-12:00:00"
         )
-    option = next(o for o in key.options if o is not type(None))
-    if typing.get_origin(option) is Literal:
-        return "one of " + ", ".join(str(choice) for choice in typing.get_args(option))
+    if key.field.choices:
+        return "one of " + ", ".join(key.field.choices)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     if key.is_list:
         return "a list, like [a, b]"
-    return "names with values" if key.is_mapping else names[option]
+    return "names with values" if key.is_mapping else names[key.field.type]
 
 
 def _bounds(key: Key) -> str:
-    """Bounds live in the field, or in the annotation of one option of a union."""
-    nested = [m for a in typing.get_args(key.annotation) for m in getattr(a, "__metadata__", ())]
-    metadata = [m for found in [*key.field.metadata, *nested] for m in getattr(found, "metadata", [found])]
     words = [
         f", {word} {bound:g}"
         for attribute, word in _BOUNDS
-        for found in metadata
-        if (bound := getattr(found, attribute, None)) is not None and key.converter is None
+        for limits in key.field.limits
+        if (bound := getattr(limits, attribute)) is not None and key.converter is None
     ]
-    patterns = [p for found in metadata if (p := getattr(found, "pattern", None))]
+    patterns = [limits.pattern for limits in key.field.limits if limits.pattern]
     return "".join(words) + "".join(f": {_PATTERNS.get(p, p)}" for p in patterns)
 
 
@@ -159,29 +143,31 @@ def sections() -> dict[str, str]:
     return dict(_sections(Config, ""))
 
 
-def _walk(model: type[BaseModel], prefix: str) -> typing.Iterator[Key]:
-    hints = typing.get_type_hints(model, include_extras=True)
-    docs = _field_docs(model)
+def _walk(model: type[Section], prefix: str) -> Iterator[Key]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _walk(field.annotation, f"{prefix}{name}.")
+        if field.section is not None:
+            yield from _walk(field.section, f"{prefix}{name}.")
         else:
-            yield Key(f"{prefix}{name}", _bare(hints[name]), field, docs.get(name, ""))
+            yield Key(f"{prefix}{name}", field, model)
 
 
-def _sections(model: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+def _sections(model: type[Section], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            own = vars(field.annotation).get("__doc__")
-            yield f"{prefix}{name}", inspect.cleandoc(own) if own else ""
-            yield from _sections(field.annotation, f"{prefix}{name}.")
+        if field.section is not None:
+            own = vars(field.section).get("__doc__")
+            yield f"{prefix}{name}", " ".join(own.split()) if own else ""
+            yield from _sections(field.section, f"{prefix}{name}.")
 
 
-def _field_docs(model: type[BaseModel]) -> dict[str, str]:
+@cache
+def _field_docs(model: type[Section]) -> dict[str, str]:
     """The string below each field, of the class and its bases."""
+    import ast  # these two only read docstrings, which a launch does not need
+    import inspect
+
     docs: dict[str, str] = {}
     for owner in reversed(model.__mro__):
-        if issubclass(owner, BaseModel) and owner.__module__.startswith("orchestrator."):
+        if issubclass(owner, Section) and owner is not Section:
             (tree,) = ast.parse(inspect.getsource(owner)).body
             assert isinstance(tree, ast.ClassDef)
             docs |= _docs_below(tree.body)
@@ -189,6 +175,10 @@ def _field_docs(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _docs_below(body: list[ast.stmt]) -> dict[str, str]:
+    import ast
+    import inspect
+    import itertools
+
     docs = {}
     for field, below in itertools.pairwise(body):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
@@ -202,6 +192,8 @@ def _docs_below(body: list[ast.stmt]) -> dict[str, str]:
 
 def nearest(unknown: str) -> list[str]:
     """Up to three keys or sections that were probably meant, best first."""
+    import difflib
+
     names = [*keys(), *sections()]
     last = unknown.rpartition(".")[2]
     same_end = [n for n in names if n.rpartition(".")[2] == last]

@@ -1,7 +1,7 @@
 """Sizes and durations as people write them, kept as integers: "4G" → 4096 MiB, "1-12:00:00" → 129600 s.
 
 What it does not do
-    No I/O; pydantic's `Annotated` types only. Each error says what is allowed.
+    No I/O; functions and `Annotated` types only. Each error says what is allowed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from orchestrator.typed import Limits, Read
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*$", re.IGNORECASE)
 _MIB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
@@ -56,5 +56,5 @@ def clock(seconds: int) -> str:
     return f"{days}-{text}" if days else text
 
 
-Mebibytes = Annotated[int, BeforeValidator(parse_mebibytes), Field(gt=0)]
-Seconds = Annotated[int, BeforeValidator(parse_seconds), Field(gt=0)]
+Mebibytes = Annotated[int, Read(parse_mebibytes), Limits(gt=0)]
+Seconds = Annotated[int, Read(parse_seconds), Limits(gt=0)]

@@ -1,30 +1,28 @@
 """The shape of `config.yaml`: every key that a run understands, its type, its default and its meaning.
 
 What it is
-    Typed models (pydantic), strict: an unknown key is an error. The launcher resolves its layers into
-    one `Config`, freezes it into the run directory, and the server and the trainer read it from there;
-    so the schema is part of the run contract. The reference page of the keys is generated from it.
+    Typed sections (`orchestrator.typed`), strict: an unknown key is an error. The launcher resolves its
+    layers into one `Config`, freezes it into the run directory, and the server and the trainer read it
+    from there; so the schema is part of the run contract. The reference page of the keys is generated from
+    it.
 
 What it does not do
     No reading of files and no layers (`orchestrator.config` does); no heavy import.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-
 from orchestrator.quantities import Mebibytes, Seconds, parse_seconds
-from orchestrator.schema_training import Algorithm, Data, Model, Rollout, Section, Trainer
+from orchestrator.schema_training import Algorithm, Data, Model, Rollout, Trainer
+from orchestrator.typed import Limits, Read, Section, made
 
 
 class Run(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,40}$")] = "run"
+    name: Annotated[str, Limits(pattern=r"^[A-Za-z0-9._-]{1,40}$")] = "run"
     """Short name of the run, shown by `orchestrate list` and in the scheduler's queue."""
     runs_dir: str = ".orchestrate_runs"
     """Where run directories are made; on the shared filesystem of the cluster."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Limits(ge=0)] = 0
     """Seed of everything random: data order, sampling, initial weights."""
 
 
@@ -39,13 +37,13 @@ class Scheduler(Section):
     """Quality of service (Slurm `--qos`)."""
     reservation: str = ""
     """Reservation to run in (Slurm `--reservation`)."""
-    extra_args: list[str] = Field(default_factory=list)
+    extra_args: list[str] = made(factory=list)
     """Further arguments for both submissions, as the scheduler spells them."""
-    signal: Annotated[str, Field(pattern=r"^(USR1|USR2)@\d+$")] = "USR1@90"
+    signal: Annotated[str, Limits(pattern=r"^(USR1|USR2)@\d+$")] = "USR1@90"
     """Signal before the time limit, to the batch shell only, and how many seconds before it."""
     on_timeout: Literal["requeue", "array", "chain", "stop"] = "requeue"
     """What happens at the walltime, once a checkpoint was written."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: Annotated[int, Limits(ge=0)] = 3
     """How often the training job may live again; only after progress. An array has one task more."""
 
 
@@ -54,9 +52,9 @@ class Job(Section):
 
     partition: str = ""
     """Partition (queue); empty means the cluster's default."""
-    nodes: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Limits(ge=1)] = 1
     """Number of nodes."""
-    cpus: Annotated[int, Field(ge=1)] = 8
+    cpus: Annotated[int, Limits(ge=1)] = 8
     """CPUs per node."""
     memory: Mebibytes = 32768
     """Memory per node, in MiB, or with a unit: 64G."""
@@ -64,7 +62,7 @@ class Job(Section):
     """Walltime: seconds, 45m, 2h, or [days-]hours:minutes:seconds."""
     constraint: str = ""
     """Node features to ask for (Slurm `--constraint`)."""
-    setup_commands: list[str] = Field(default_factory=list)
+    setup_commands: list[str] = made(factory=list)
     """Shell lines that run in the job before anything else: module loads, conda activation."""
     python: str = ""
     """Interpreter of the job; empty means the one that launches."""
@@ -75,11 +73,11 @@ class Sandbox(Section):
 
     image: str = "localhost/orchestrate/sandbox:latest"
     """Image of sandboxes whose task names none."""
-    cpus: Annotated[float, Field(gt=0)] = 1.0
+    cpus: Annotated[float, Limits(gt=0)] = 1.0
     """CPUs of one sandbox."""
     memory: Mebibytes = 1024
     """Memory of one sandbox, in MiB, swap included."""
-    pids: Annotated[int, Field(ge=8)] = 512
+    pids: Annotated[int, Limits(ge=8)] = 512
     """Processes in one sandbox."""
     shm: Mebibytes = 64
     """Size of /dev/shm, in MiB."""
@@ -87,7 +85,7 @@ class Sandbox(Section):
     """A sandbox that nobody used for so long is removed."""
     command_timeout: Seconds = 120
     """Time limit of a command whose caller names none."""
-    max_output: Annotated[int, Field(ge=1024)] = 1 << 20
+    max_output: Annotated[int, Limits(ge=1024)] = 1 << 20
     """Bytes kept of each output stream of a command: the head and the tail."""
 
 
@@ -100,19 +98,19 @@ class Runtime(Job):
     """Address that the server binds."""
     advertise_host: str = ""
     """Name or address that the training job uses; empty means this node's own."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    port: Annotated[int, Limits(ge=0, le=65535)] = 0
     """Port of the server; 0 takes a free one."""
-    max_restarts: Annotated[int, Field(ge=0)] = 3
+    max_restarts: Annotated[int, Limits(ge=0)] = 3
     """How often the runtime may come back after it had served: a crashed server, the walltime, a lost
     node; 0 means that its death ends the run."""
-    failover_timeout: Annotated[int, BeforeValidator(parse_seconds), Field(ge=0)] = 600
+    failover_timeout: Annotated[int, Read(parse_seconds), Limits(ge=0)] = 600
     """How much longer than `training.peer_grace` the training waits for a runtime that is known to be
     coming back; 0 never waits longer and submits no successor."""
     ready_timeout: Seconds = 600
     """How long the training job waits for the server to become ready."""
-    max_parallel_sandboxes: Annotated[int, Field(ge=1)] = 64
+    max_parallel_sandboxes: Annotated[int, Limits(ge=1)] = 64
     """Sandboxes that may exist at once; more wait in a queue."""
-    max_parallel_creates: Annotated[int, Field(ge=1)] = 4
+    max_parallel_creates: Annotated[int, Limits(ge=1)] = 4
     """Containers that are created or removed at the same time."""
     queue_timeout: Seconds = 600
     """How long a create may wait in the queue."""
@@ -122,15 +120,15 @@ class Runtime(Job):
     """Node-local directory for sockets and container storage; empty means one is made under TMPDIR."""
     image_store: str = ""
     """Node-local store of images, read-only to the server; empty means the one that set-up filled."""
-    image_archives: list[str] = Field(default_factory=list)
+    image_archives: list[str] = made(factory=list)
     """Tar archives of images on the shared filesystem; a node loads them once into its own store."""
-    sandbox: Sandbox = Field(default_factory=Sandbox)
+    sandbox: Sandbox = made(factory=Sandbox)
 
 
 class Training(Job):
     """The training job: GPU nodes that generate and train."""
 
-    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    gpus_per_node: Annotated[int, Limits(ge=0)] = 1
     """GPUs per node; 0 trains on CPUs."""
     gpu_type: str = ""
     """GRES type of the GPUs, where the site names one: a100, 1g.10gb."""
@@ -150,7 +148,7 @@ class Environment(Section):
 
     env_file: str = ""
     """A `.env` file whose variables both jobs get; it is copied 0600 and never printed."""
-    variables: dict[str, str] = Field(default_factory=dict)
+    variables: dict[str, str] = made(factory=dict)
     """Further variables, by name."""
     network_provider: str = ""
     """Fabric provider for collective communication (`FI_PROVIDER`), like cxi, efa, tcp."""
@@ -161,13 +159,13 @@ class Environment(Section):
 class Config(Section):
     """A whole, resolved configuration."""
 
-    run: Run = Field(default_factory=Run)
-    scheduler: Scheduler = Field(default_factory=Scheduler)
-    runtime: Runtime = Field(default_factory=Runtime)
-    training: Training = Field(default_factory=Training)
-    environment: Environment = Field(default_factory=Environment)
-    model: Model = Field(default_factory=Model)
-    data: Data = Field(default_factory=Data)
-    rollout: Rollout = Field(default_factory=Rollout)
-    algorithm: Algorithm = Field(default_factory=Algorithm)
-    trainer: Trainer = Field(default_factory=Trainer)
+    run: Run = made(factory=Run)
+    scheduler: Scheduler = made(factory=Scheduler)
+    runtime: Runtime = made(factory=Runtime)
+    training: Training = made(factory=Training)
+    environment: Environment = made(factory=Environment)
+    model: Model = made(factory=Model)
+    data: Data = made(factory=Data)
+    rollout: Rollout = made(factory=Rollout)
+    algorithm: Algorithm = made(factory=Algorithm)
+    trainer: Trainer = made(factory=Trainer)

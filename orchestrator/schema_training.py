@@ -1,31 +1,21 @@
 """The part of `config.yaml` that the trainer reads: model, data, rollout, algorithm, trainer.
 
 What it is
-    Typed models, strict like the rest of `orchestrator.schema`; a docstring per key feeds the
+    Typed sections, strict like the rest of `orchestrator.schema`; a docstring per key feeds the
     reference page.
 
 What it does not do
     No reading of files, no torch.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from orchestrator.quantities import Seconds
+from orchestrator.typed import Limits, Section
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys refused, values checked when set."""
-
-    # defer_build: only what is used is compiled; a whole Config then compiles its sections once, not twice
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, defer_build=True)
+Positive = Annotated[int, Limits(ge=1)]
+Fraction = Annotated[float, Limits(gt=0, le=1)]
+NotNegative = Annotated[float, Limits(ge=0)]
 
 
 class Model(Section):
@@ -33,7 +23,7 @@ class Model(Section):
     """A Hugging Face directory or name, or `builtin:tiny`: a byte-level model made on the spot."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Number type of the policy's weights."""
-    warmstart_steps: Annotated[int, Field(ge=0)] = 0
+    warmstart_steps: Annotated[int, Limits(ge=0)] = 0
     """Supervised steps on the task family's own transcripts before PPO (for `builtin:tiny`)."""
 
 
@@ -63,7 +53,7 @@ class Rollout(Section):
     """Tokens sampled in one turn."""
     max_observation_bytes: Positive = 8192
     """Bytes of a command's output that the policy sees."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Limits(gt=0)] = 1.0
     """Sampling temperature; the trainer applies the same to its log-probabilities."""
     tensor_parallel_size: Positive = 1
     """GPUs that share one copy of the model when generating (TP size)."""
@@ -77,7 +67,7 @@ class Rollout(Section):
     """Time limit of one command in a sandbox."""
     episode_timeout: Seconds = 1800
     """Time limit of one episode."""
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: Annotated[int, Limits(ge=0)] = 2
     """Fresh sandboxes tried when infrastructure loses one; after that the episode is masked."""
 
 
@@ -90,13 +80,13 @@ class Algorithm(Section):
     """GAE λ."""
     clip_low: Fraction = 0.2
     """Lower clip of the probability ratio: 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    clip_high: Annotated[float, Limits(gt=0)] = 0.28
     """Upper clip of the probability ratio: 1 + clip_high."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    dual_clip: Annotated[float, Limits(gt=1)] | None = 3.0
     """Bound of the loss for negative advantages; null switches it off."""
-    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Annotated[float, Limits(gt=0)] = 0.2
     """Clip of the value update."""
-    target_kl: Annotated[float, Field(gt=0)] | None = None
+    target_kl: Annotated[float, Limits(gt=0)] | None = None
     """The policy stops learning from a batch once it is this far (KL, nats per token) from the one that
     sampled it; the critic goes on. null never stops."""
     kl_coef: NotNegative = 0.0
@@ -105,7 +95,7 @@ class Algorithm(Section):
     """Estimator of the KL in the loss; k3+ has the value of k3 and the gradient of k2."""
     entropy_coef: NotNegative = 0.0
     """Weight of the entropy bonus."""
-    importance_cap: Annotated[float, Field(gt=0)] | None = 2.0
+    importance_cap: Annotated[float, Limits(gt=0)] | None = 2.0
     """Cap of the correction weight between engine and trainer log-probabilities; null switches it off."""
     whiten_advantages: bool = True
     """Centre and scale advantages over all action tokens of the global batch."""
@@ -124,17 +114,17 @@ class Trainer(Section):
     """Optimiser steps per pass."""
     micro_batch_tokens: Positive = 16384
     """Padded tokens per forward pass."""
-    policy_lr: Annotated[float, Field(gt=0)] = 1e-6
+    policy_lr: Annotated[float, Limits(gt=0)] = 1e-6
     """Learning rate of the policy."""
-    critic_lr: Annotated[float, Field(gt=0)] = 1e-5
+    critic_lr: Annotated[float, Limits(gt=0)] = 1e-5
     """Learning rate of the critic."""
     weight_decay: NotNegative = 0.0
     """AdamW weight decay."""
-    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam_eps: Annotated[float, Limits(gt=0)] = 1e-8
     """AdamW epsilon."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Limits(gt=0)] = 1.0
     """Global gradient norm is clipped to this."""
-    critic_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    critic_warmup_steps: Annotated[int, Limits(ge=0)] = 0
     """First steps in which only the critic learns."""
     sequence_parallel_size: Positive = 1
     """GPUs that share one sequence when training (SP size)."""
@@ -151,7 +141,7 @@ class Trainer(Section):
     """Checkpoints kept."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint."""
-    mismatch_limit: Annotated[float, Field(gt=0)] = 0.1
+    mismatch_limit: Annotated[float, Limits(gt=0)] = 0.1
     """The run stops when the probe after a weight sync differs by more, in nats."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Limits(ge=0)] = 0
     """CPU threads of torch and of the engine; 0 means the CPUs of the job."""

@@ -90,16 +90,16 @@ def main(arguments: list[str] | None = None) -> int:
 def read_config(run: RunDirectory) -> Config:
     """The frozen configuration, checked. Raises Unusable."""
     import yaml
-    from pydantic import ValidationError
 
     from orchestrator.schema import Config
+    from orchestrator.typed import Invalid
     from trainer.preflight import problems
 
     if not run.config.is_file():
         raise Unusable(f"{run.root} holds no config.yaml; `orchestrate launch` makes one", Exit.NO_INPUT)
     try:
         config = Config.model_validate(yaml.safe_load(run.config.read_text()) or {})
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, Invalid) as error:
         raise Unusable(f"{run.config}: {error}", Exit.USAGE) from error
     if found := problems(config):
         raise Unusable("\n".join(found), Exit.USAGE)
