@@ -4,7 +4,8 @@ What it is
     `python -m orchestrator.job runtime RUN_DIR` and `… training RUN_DIR` take an attempt, run the real
     command, keep the two-way lifetime contract with the other job, and write down how it ended.
     `… settle ROLE RUN_DIR CODE WANTED` is the stub's call after a wrapper that did not end by itself:
-    it ends what is left of that life, by its nonce, and writes what the wrapper could not.
+    it ends what is left of that life, by its nonce, and writes what the wrapper could not. `… step
+    SECONDS COMMAND` is one node's part of a training on several nodes.
 
 What it does not do
     It starts no job; the launcher does. Standard library and the contract only: it is up in a tenth of a
@@ -32,6 +33,7 @@ from orchestrator.contract import (
     Settings,
 )
 from orchestrator.job_core import Attempt, Ending, wrapper_code
+from orchestrator.job_launch import run_step
 from orchestrator.processes import die_with_parent, end_all, labelled
 
 USAGE = "usage: python -m orchestrator.job runtime|training RUN_DIR"
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> int:
         match argv:
             case ["runtime" | "training" as role, run_dir]:
                 return work(Role(role), RunDirectory.open(run_dir))
+            case ["step", stop_timeout, *command]:
+                return run_step(command, float(stop_timeout))
             case ["settle", "runtime" | "training" as role, run_dir, code, wanted]:
                 return settle(Role(role), RunDirectory.open(run_dir), int(code), wanted)
     except ContractError as error:

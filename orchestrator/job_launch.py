@@ -8,19 +8,23 @@ How to use it
     argv = training_argv(command, settings, inside, life="4711.1"); env = step_environment(os.environ, cpus)
 
 What it does not do
-    It starts nothing. What CUDA_VISIBLE_DEVICES holds (numbers, UUIDs, MIG slices) it neither reads nor
-    changes.
+    It decides nothing about the end. What CUDA_VISIBLE_DEVICES holds (numbers, UUIDs, MIG slices) it
+    neither reads nor changes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from orchestrator.command import Command, Inbox
 from orchestrator.contract import Settings
+from orchestrator.processes import die_with_parent
 from orchestrator.schedulers.inside import Inside
 
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below what kernels give to outgoing connections
@@ -40,6 +44,8 @@ def training_argv(command: Sequence[str], settings: Settings, inside: Inside | N
     hosts = inside.hosts() if inside else ["127.0.0.1"]
     before = inside.on_every_node(settings.nodes, settings.cpus) if inside else []
     host = hosts[0] if settings.nodes > 1 else "127.0.0.1"
+    if before:  # a process of ours on each node, which leaves nothing of the step behind
+        before += [sys.executable, "-m", "orchestrator.job", "step", f"{settings.stop_timeout:g}"]
     return [
         *before,
         *(sys.executable, "-m", "torch.distributed.run"),
@@ -52,6 +58,21 @@ def training_argv(command: Sequence[str], settings: Settings, inside: Inside | N
         "--no-python",
         *command,
     ]
+
+
+def run_step(argv: list[str], stop_timeout_s: float) -> int:
+    """One node's part of a step, in its place: run the command, pass on the end, leave no process.
+
+    Where Slurm knows processes by their parents only, a daemon of the command would outlive the job. The
+    warning is not passed on: on several nodes it comes by file.
+    """
+    with Inbox() as inbox:
+        die_with_parent()
+        command = Command(argv, inbox, env=dict(os.environ), cwd=Path.cwd())
+        while command.poll() is None and not inbox.stop:
+            inbox.wait(1.0)
+        code = command.end(stop_timeout_s)
+    return code if code >= 0 else 128 - code
 
 
 def free_port(life: str) -> int:
