@@ -100,10 +100,14 @@ def launch(**options: Any) -> None:
 
     KEY=VALUE changes the configuration, like training.nodes=2 or rollout.temperature=0.8.
     """
-    from orchestrator import cli_launch
-
     _check_modes(options)
-    raise SystemExit(cli_launch.main(cli_launch.Options(**options)))
+    from orchestrator import resources, snapshot
+
+    checkout = None if options["dry_run"] else resources.checkout()
+    with snapshot.asked(checkout) as asked:  # git answers while the rest is imported and checked
+        from orchestrator import cli_launch
+
+        raise SystemExit(cli_launch.main(cli_launch.Options(**options), asked))
 
 
 def _check_modes(options: dict[str, Any]) -> None:

@@ -1,37 +1,30 @@
 """What `orchestrate launch` does and says.
 
 What it does not do
-    The launch itself is `orchestrator.launch`; this is the conversation around it: the plan printed,
-    what was submitted, what to type next, and what Ctrl-C means.
+    The launch itself is `orchestrator.launch`, and what is said and done once the jobs are submitted
+    `orchestrator.cli_launched`: a launch for a script, with --json, loads nothing that prints.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.text import Text
 
-from orchestrator import attach, preflight, runs, view
 from orchestrator.config import load
-from orchestrator.contract import ReadyFlag, RunDirectory, wait_for
-from orchestrator.errors import ConfigError, RuntimeUnusable
-from orchestrator.launch import Launched, Request, launch, preview
+from orchestrator.errors import ConfigError
+from orchestrator.launch import Request, launch, preview
 from orchestrator.plan import Plan
-from orchestrator.runs import RunView
 from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
+from orchestrator.snapshot import Asked
 
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from orchestrator.attach import Attached
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,8 @@ class Options:
         return "runtime-only" if self.runtime_only else "runtime-url" if self.runtime_url else "run"
 
 
-def main(options: Options) -> int:
-    """Returns what to exit with."""
+def main(options: Options, asked: Asked | None = None) -> int:
+    """Returns what to exit with. `asked`: git about the checkout, while all this was imported."""
     request = Request(load(options.config_name, options.assignments), options.mode, command=sys.argv[1:])
     planned = preview(request)
     if options.dry_run:
@@ -61,20 +54,20 @@ def main(options: Options) -> int:
     scheduler = _scheduler(planned.scheduler, request.runs_dir)
     runtime = _check_runtime(options) if options.runtime_url else None
     request = Request(request.resolved, request.mode, runtime, request.command)
-    launched = launch(request, scheduler)
-    console = view.console()
-    if options.as_json and options.runtime_only:
-        pass  # one JSON object, once the server is ready
-    elif options.as_json:
+    launched = launch(request, scheduler, asked)
+    if options.as_json and not options.runtime_only:
         about = {"run_id": launched.plan.run_id, "path": launched.plan.run_dir, "jobs": launched.jobs}
         click.echo(json.dumps(about))
-    else:
-        console.print(view.launched(launched.plan, launched.jobs, launched.left_out))
-    return _after(options, launched, scheduler, console)
+        return 0
+    from orchestrator import cli_launched  # not before the jobs are submitted
+
+    return cli_launched.after(options, launched, scheduler)
 
 
 def _dry_run(planned: Plan, as_json: bool) -> int:
     """Print the plan, and what the cluster says of it; 1 when it refuses a job."""
+    from orchestrator import preflight, view
+
     checks = preflight.checks(planned)
     if as_json:
         answers = {role: dataclasses.asdict(check) for role, check in checks.items()}
@@ -92,154 +85,8 @@ def _scheduler(kind: str, runs_dir: Path) -> Scheduler:
         raise ConfigError([str(error)]) from error
 
 
-def _check_runtime(options: Options) -> attach.Attached:
+def _check_runtime(options: Options) -> Attached:
+    from orchestrator import attach
+
     assert options.runtime_url is not None
     return attach.check_runtime(options.runtime_url, attach.read_key(options.runtime_api_key_file))
-
-
-def _after(options: Options, launched: Launched, scheduler: Scheduler, console: Console) -> int:
-    if options.runtime_only:
-        return _serve(options, launched, scheduler, console)
-    if options.follow:
-        return _watch(launched.run, scheduler, console)
-    if not options.as_json:
-        name = view.short_id(launched.plan.run_id)
-        console.print(view.next_steps(_commands(options, launched, "status", "logs -f", "cancel")))
-        detached = "the jobs go on without this terminal"
-        console.print(view.row("", Text(f"{detached} ({name} is enough to name the run)", "dim")))
-    return 0
-
-
-def _commands(options: Options, launched: Launched, *commands: str) -> list[str]:
-    """What to type next; the directory of the runs is only named when `status` would not find it."""
-    from orchestrator.cli_runs import runs_directory
-
-    run = launched.run
-    with contextlib.suppress(ConfigError):
-        if runs_directory(None) == run.root.parent:
-            return [f"orchestrate {command} {view.short_id(run.run_id)}" for command in commands]
-    return [f"orchestrate {command} {shlex.quote(view.short_path(run.root))}" for command in commands]
-
-
-# --- watching ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """While we look after a local run, TERM means what Ctrl-C means."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
-    """Follow to the end; Ctrl-C ends a run of this machine, and only stops watching any other."""
-    from orchestrator import follow as watching  # not before the jobs are submitted
-
-    console.print()
-    try:
-        with _terminated_is_interrupted():
-            look = watching.follow(run, scheduler, console)
-    except KeyboardInterrupt:
-        return _interrupted(run, scheduler, console)
-    watching.ending(run, look, console)
-    console.print(view.next_steps(_afterwards(run)))
-    return runs.exit_code_of(look)
-
-
-def _afterwards(run: RunDirectory) -> list[str]:
-    where = shlex.quote(view.short_path(run.root))
-    commands = [f"orchestrate status {where}", f"orchestrate logs {where}"]
-    if run.tensorboard.is_dir():
-        commands.append(f"tensorboard --logdir {shlex.quote(view.short_path(run.tensorboard))}")
-    return commands
-
-
-def _interrupted(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
-    if scheduler.name != "local":
-        console.print(f"\n  stopped watching; {run.run_id} goes on (orchestrate cancel {run.run_id} ends it)")
-        return INTERRUPTED
-    console.print(f"\n  interrupted: ending {run.run_id} …")
-    try:
-        runs.cancel(run, scheduler)
-    except KeyboardInterrupt:
-        console.print("  not waiting; the jobs were told to end. See: orchestrate status")
-        return INTERRUPTED
-    console.print("  cancelled; every job of the run is over and its directory says so:")
-    console.print(view.row("directory", view.short_path(run.root)))
-    return INTERRUPTED
-
-
-# --- a server alone ----------------------------------------------------------------------------------
-
-
-def _serve(options: Options, launched: Launched, scheduler: Scheduler, console: Console) -> int:
-    """Wait until the server is up, say how to reach it; with --follow keep it until Ctrl-C."""
-    from orchestrator import follow as watching  # not before the jobs are submitted
-
-    try:
-        with _terminated_is_interrupted():
-            flag = _wait_ready(launched, scheduler)
-            _say_ready(options, launched, flag, console)
-            if options.follow:
-                console.print(view.row("", Text("Ctrl-C ends the server", "dim")))
-                return runs.exit_code_of(watching.follow(launched.run, scheduler, console))
-    except KeyboardInterrupt:
-        if options.follow:
-            return _interrupted(launched.run, scheduler, console)
-        name = launched.run.run_id
-        console.print(f"\n  stopped waiting; {name} goes on (orchestrate cancel {name} ends it)")
-        return INTERRUPTED
-    return 0
-
-
-def _wait_ready(launched: Launched, scheduler: Scheduler) -> ReadyFlag:
-    """The ready flag of a server that answers its own health check with the same nonce."""
-    run = launched.run
-    # in a queue nobody can say how long it takes; a local job has only itself to wait for
-    timeout = launched.plan.settings.ready_timeout if scheduler.name == "local" else float("inf")
-    return wait_for(
-        lambda: _ready(run),
-        f"the runtime server of {run.run_id}",
-        timeout,
-        lambda: _dead(runs.view(run, scheduler)),
-    )
-
-
-def _ready(run: RunDirectory) -> ReadyFlag | None:
-    flag = run.read(run.ready_flag, ReadyFlag)
-    if flag is None:
-        return None
-    try:
-        found = attach.check_runtime(flag.url, run.read_text(run.runtime_api_key))
-    except RuntimeUnusable:
-        return None
-    return flag if found.nonce == flag.nonce else None
-
-
-def _dead(look: RunView) -> str | None:
-    if not look.is_over:
-        return None
-    return f"its job is over ({look.state}: {look.reason}); `orchestrate logs {look.run_id}` says more"
-
-
-def _say_ready(options: Options, launched: Launched, flag: ReadyFlag, console: Console) -> None:
-    run = launched.run
-    if options.as_json:
-        key = str(run.runtime_api_key)
-        click.echo(json.dumps({"run_id": run.run_id, "url": flag.url, "api_key_file": key}))
-        return
-    key_file = shlex.quote(view.short_path(run.runtime_api_key))
-    console.print(view.row("ready", Text(flag.url, "green")))
-    console.print(view.row("key", f"in {key_file} (0600)"))
-    # printf is the shell's own and curl reads the header from its input: the key is in no argument list
-    curl = f"printf 'X-API-Key: %s' \"$(cat {key_file})\" | curl -sH @- {flag.url}/v1/capabilities"
-    console.print(view.row("try", Text(curl, "bold")))
-    train = f"orchestrate launch -c NAME --runtime-url {flag.url} --runtime-api-key-file {key_file}"
-    console.print(view.next_steps([train, *_commands(options, launched, "cancel")]))

@@ -27,7 +27,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import secrets
 import socket
 import time
 from pathlib import Path
@@ -164,7 +163,7 @@ class RunDirectory:
     @classmethod
     def create(cls, runs_dir: Path, label: str = "") -> Self:
         """Make a new run directory (0700) with every awaited file empty. Raises OSError."""
-        name = time.strftime("%Y%m%d_%H%M%S") + "_" + (label or secrets.token_hex(3))
+        name = time.strftime("%Y%m%d_%H%M%S") + "_" + (label or os.urandom(3).hex())
         run = cls(runs_dir / name)
         runs_dir.mkdir(parents=True, exist_ok=True)
         run.root.mkdir(mode=0o700)

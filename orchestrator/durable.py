@@ -16,7 +16,6 @@ import json
 import os
 import socket
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def publish_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     The temporary file is born with `mode`, so a secret is never readable, not even for an instant.
     """
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}")
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(16).hex()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -34,12 +34,13 @@ from orchestrator.config import Entry, Resolved, dump, from_assignments, from_ya
 from orchestrator.contract import CompleteFlag, JobStatus, Manifest, Outcome, Role, RunDirectory
 from orchestrator.durable import fsync_directory, publish_bytes, read_bytes
 from orchestrator.errors import ConfigError, OrchestrateError
-from orchestrator.launch import PASSED, absolute, check_files, masked, secrets_of, spec_for, submit_all
+from orchestrator.launch import PASSED, absolute, check_files, masked, secrets_of
 from orchestrator.peer import runtime_health
 from orchestrator.plan import Context, Plan, environment_file, make_plan
 from orchestrator.processes import Process
 from orchestrator.schedulers import Scheduler
 from orchestrator.schema import Config
+from orchestrator.submit import spec_for, submit_all
 from orchestrator.successor import spec_record
 
 MAY_CHANGE = (

@@ -12,17 +12,19 @@ What it does not do
 
 from __future__ import annotations
 
-import fnmatch
+import contextlib
 import os
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from threading import Thread
+from typing import Self, TypeVar
 
 from orchestrator.durable import fsync_directory
+
+T = TypeVar("T")
 
 _AT_ONCE = 4
 
@@ -36,12 +38,10 @@ NOT_RUN = ("tests/", "docs/")
 """Folders of the checkout that no job runs: nearly half of its files. Commit and patch tell of them."""
 FOLDERS = ("orchestrator", "runtime_server", "trainer", "config", "jobs", "images")
 
-_SECRET = (
-    *(".env", ".env.*", "*.env", "env.sh", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass"),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_ed25519*", "id_ecdsa*"),
-    "runtime_api_key.txt",
-)
-_VAGUE = ("*secret*", "*credential*", "*password*")  # secrets, unless it is source code
+_SECRET = {"env.sh", ".netrc", "_netrc", ".pypirc", ".npmrc", ".pgpass", "runtime_api_key.txt"}
+_SECRET_STARTS = (".env.", "id_rsa", "id_ed25519", "id_ecdsa")
+_SECRET_ENDS = (".env", ".pem", ".key", ".p12", ".pfx", ".kdbx")
+_VAGUE = ("secret", "credential", "password")  # secrets, unless it is source code
 _SOURCE = {".py", ".pyi", ".c", ".h", ".sh", ".md", ".toml"}
 
 
@@ -56,27 +56,34 @@ class Snapshot:
     left_out: list[str] = field(default_factory=list)
 
 
-def is_secret(path: PurePath) -> bool:
+def is_secret(path: str | PurePath) -> bool:
     """True for names that usually hold keys or passwords."""
-    name = path.name.lower()
-    if any(fnmatch.fnmatch(name, pattern) for pattern in _SECRET):
+    given = os.path.basename(path)  # noqa: PTH119 - see _refuse
+    name = given.lower()
+    if name in _SECRET or name.startswith(_SECRET_STARTS) or name.endswith(_SECRET_ENDS):
         return True
-    return path.suffix not in _SOURCE and any(fnmatch.fnmatch(name, pattern) for pattern in _VAGUE)
+    return any(word in name for word in _VAGUE) and PurePath(given).suffix not in _SOURCE
 
 
-def take(checkout: Path, into: Path, never: Iterable[Path] = ()) -> Snapshot:
+def take(checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | None = None) -> Snapshot:
     """Copy the code of `checkout` to the new folder `into`, durably. Paths in or below `never` are left out.
 
-    Raises OSError.
+    `asked` is about the same checkout, when git was asked before. Raises OSError.
     """
-    questions = {name: _Git(checkout, *arguments) for name, arguments in _QUESTIONS.items()}
-    listed = questions["files"].answer()
+    with asked or Asked(checkout) as questions:
+        return _take(checkout, into, never, questions)
+
+
+def _take(checkout: Path, into: Path, never: Iterable[Path], questions: Asked) -> Snapshot:
+    listed = questions.answer("files")
     names = sorted({n for n in listed.split("\0") if n}) if listed is not None else list(_walk(checkout))
     forbidden = [os.path.realpath(path) for path in never]
     real = os.path.realpath(checkout)
-    left_out, wanted = [], []
+    folders: dict[str, str] = {}
+    left_out: list[str] = []
+    wanted: list[str] = []
     for name in [*(n for n in names if not n.startswith(NOT_RUN)), *_built(checkout)]:
-        reason = _refuse(real, name, forbidden)
+        reason = _refuse(real, name, _real(real, name, folders), forbidden)
         if reason is None:
             wanted.append(name)
         elif reason:
@@ -85,12 +92,20 @@ def take(checkout: Path, into: Path, never: Iterable[Path] = ()) -> Snapshot:
     return _with_commit(checkout, questions, len(wanted), left_out)
 
 
-def _refuse(checkout: str, name: str, forbidden: list[str]) -> str | None:
+def _real(checkout: str, name: str, folders: dict[str, str]) -> str:
+    """`realpath` of a file; that of its folder is only asked for once."""
+    folder, _, last = name.rpartition("/")
+    if folder not in folders:
+        folders[folder] = os.path.realpath(f"{checkout}/{folder}")
+    path = f"{folders[folder]}/{last}"
+    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 - see _refuse
+
+
+def _refuse(checkout: str, name: str, target: str, forbidden: list[str]) -> str | None:
     """Why a file is left out; None when it is copied, "" when it is not worth a word.
 
     Strings, not Path objects: this runs for each of hundreds of files while somebody waits.
     """
-    target = os.path.realpath(f"{checkout}/{name}")
     try:
         about = os.stat(target)  # noqa: PTH116 - see above
     except OSError:  # deleted but still in the index, a dangling link
@@ -101,12 +116,12 @@ def _refuse(checkout: str, name: str, forbidden: list[str]) -> str | None:
         return ""
     if not target.startswith(checkout + os.sep):
         return "a link that leads out of the checkout"
-    if is_secret(PurePath(name)) or is_secret(PurePath(target)):
+    if is_secret(name) or is_secret(target):
         return "looks like a secret"
     return f"larger than {MAX_FILE >> 20} MiB" if about.st_size > MAX_FILE else None
 
 
-def _copy_all(checkout: str, into: Path, names: Iterable[str]) -> None:
+def _copy_all(checkout: str, into: Path, names: Sequence[str]) -> None:
     """Copy the files, then make them durable with their folders: a job may start on another host while
     this one still has them in memory only. Several at once, for a disk commits them together."""
     into.mkdir()
@@ -116,12 +131,33 @@ def _copy_all(checkout: str, into: Path, names: Iterable[str]) -> None:
         if folder not in folders:
             folders[folder] = into / folder
             folders[folder].mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for _ in pool.map(lambda name: _copy(f"{checkout}/{name}", f"{into}/{name}"), names):
-            pass
-        every = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
-        for _ in pool.map(fsync_directory, [f for f in every if f.is_relative_to(into)]):
-            pass
+    _several(lambda name: _copy(f"{checkout}/{name}", f"{into}/{name}"), names)
+    every = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
+    _several(fsync_directory, [f for f in every if f.is_relative_to(into)])
+
+
+def _several(work: Callable[[T], object], items: Sequence[T]) -> None:
+    """Do it to all, several at once. Raises the first error, after every thread has stopped.
+
+    concurrent.futures does the same, and takes as long to import as all the copying.
+    """
+    errors: list[BaseException] = []
+
+    def some(part: Sequence[T]) -> None:
+        try:
+            for item in part:
+                if not errors:
+                    work(item)
+        except BaseException as error:  # raised below, in the caller's thread
+            errors.append(error)
+
+    threads = [Thread(target=some, args=(items[i::_AT_ONCE],)) for i in range(_AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _copy(source: str, target: str) -> None:
@@ -154,26 +190,58 @@ def _walk(checkout: Path) -> Iterator[str]:
 
 _QUESTIONS = {
     "files": ("ls-files", "-z", "--cached", "--others", "--exclude-standard"),
-    "commit": ("rev-parse", "HEAD"),
-    "status": ("status", "--porcelain", "-z"),
+    "status": ("status", "--porcelain=v2", "--branch", "-z"),
     "changed": ("diff", "--relative", "--name-only", "-z", "HEAD"),
 }
-"""Asked all at once; the answers are collected after the files were copied."""
+"""Asked all at once; the answers about the commit are collected after the files were copied."""
+_OID = "# branch.oid "
 
 
-def _with_commit(checkout: Path, questions: Mapping[str, _Git], copied: int, left_out: list[str]) -> Snapshot:
-    commit = (questions["commit"].answer() or "").strip()
-    status, changed = questions["status"].answer() or "", questions["changed"].answer() or ""
-    return Snapshot(commit, bool(status), _patch(checkout, changed) if commit else "", copied, left_out)
+def _with_commit(checkout: Path, questions: Asked, copied: int, left_out: list[str]) -> Snapshot:
+    about = [line for line in (questions.answer("status") or "").split("\0") if line]
+    commit = next((line.removeprefix(_OID) for line in about if line.startswith(_OID)), "")
+    if not commit or commit == "(initial)":
+        return Snapshot("", any(not line.startswith("# ") for line in about), "", copied, left_out)
+    dirty = any(not line.startswith("# ") for line in about)
+    return Snapshot(commit, dirty, _patch(checkout, questions.answer("changed") or ""), copied, left_out)
 
 
 def _patch(checkout: Path, changed: str) -> str:
     """The diff of tracked files to the commit, secrets left out."""
-    names = [n for n in changed.split("\0") if n and not is_secret(PurePath(n))]
+    names = [n for n in changed.split("\0") if n and not is_secret(n)]
     if not names:
         return ""
-    patch = _Git(checkout, "diff", "--relative", "--no-ext-diff", "HEAD", "--", *names).answer() or ""
+    with _Git(checkout, "diff", "--relative", "--no-ext-diff", "HEAD", "--", *names) as diff:
+        patch = diff.answer() or ""
     return patch if len(patch) <= MAX_PATCH else f"# {len(patch)} bytes of changes, too many to keep\n"
+
+
+@contextlib.contextmanager
+def asked(checkout: Path | None) -> Iterator[Asked | None]:
+    """Ask ahead of `take`; None where there is no checkout to ask about."""
+    if checkout is None:
+        yield None
+        return
+    with Asked(checkout) as questions:
+        yield questions
+
+
+class Asked:
+    """What is asked of git about a checkout, the answers on their way. Leaving the context ends what is
+    still running."""
+
+    def __init__(self, checkout: Path) -> None:
+        self._git = {name: _Git(checkout, *arguments) for name, arguments in _QUESTIONS.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for git in self._git.values():
+            git.close()
+
+    def answer(self, name: str) -> str | None:
+        return self._git[name].answer()
 
 
 class _Git:
@@ -182,24 +250,33 @@ class _Git:
     def __init__(self, checkout: Path, *arguments: str) -> None:
         # without optional locks: several at once must not refuse each other the index
         argv = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115 - a pipe would block it until it is read
-        try:
-            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+        self._process: subprocess.Popen[bytes] | None = None
+        self._out = open(os.memfd_create("git"), "rb")  # noqa: SIM115, PTH123 - a pipe would block it until read
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=subprocess.DEVNULL
             )
-        except OSError:
-            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._out.close()
 
     def answer(self) -> str | None:
         """Its output; None when there is no git, this is no repository of ours, or it hangs."""
-        with self._out:
-            if self._process is None:
-                return None
-            try:
-                code = self._process.wait(60)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-                return None
-            self._out.seek(0)
-            return self._out.read().decode(errors="surrogateescape") if code == 0 else None
+        if self._process is None:
+            return None
+        try:
+            code = self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return None
+        self._out.seek(0)
+        return self._out.read().decode(errors="surrogateescape") if code == 0 else None

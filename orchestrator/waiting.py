@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -84,7 +83,7 @@ class Heartbeat:
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.pwrite(descriptor, secrets.token_hex(16).encode() + b"\n", 0)
+                os.pwrite(descriptor, os.urandom(16).hex().encode() + b"\n", 0)
             finally:
                 os.close(descriptor)
 

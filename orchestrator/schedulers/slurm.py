@@ -16,7 +16,7 @@ What it does not do
 
 from __future__ import annotations
 
-import random
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -284,7 +284,7 @@ class SlurmScheduler:
         end, pause = clock() + self.patience_s, 0.25
         while True:
             left = end - clock()
-            yield max(0.0, min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, no secret
+            yield max(0.0, min(left, pause * (0.5 + os.urandom(1)[0] / 255)))  # jitter
             if clock() >= end:
                 return
             pause = min(pause * 2, 8.0)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from memory_scheduler import MemoryScheduler
 from rich.console import Console
 
-from orchestrator import cli_launch, follow, runs, view
+from orchestrator import cli_launched, follow, runs, view
 from orchestrator.cli import cli
 from orchestrator.contract import JobStatus, ReadyFlag, RunDirectory
 from orchestrator.contract import Result as RunResult
@@ -304,7 +304,7 @@ def test_ctrl_c_ends_a_local_run_and_waits(launched: Launched, memory: MemorySch
 
     memory.script = lambda _: interrupt()
     console = printed()
-    assert cli_launch._watch(launched.run, memory, console) == 130
+    assert cli_launched._watch(launched.run, memory, console) == 130
     assert "cancelled; every job of the run is over" in text_of(console)
     assert runs.view(launched.run, memory).state == "cancelled"
 
@@ -313,7 +313,7 @@ def test_ctrl_c_only_stops_watching_a_cluster(launched: Launched, memory: Memory
     memory.name = "slurm"
     memory.script = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
     console = printed()
-    assert cli_launch._watch(launched.run, memory, console) == 130
+    assert cli_launched._watch(launched.run, memory, console) == 130
     assert "goes on" in text_of(console) and memory.jobs["101"].state == JobState.HELD
 
 
