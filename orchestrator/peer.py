@@ -153,14 +153,21 @@ class Peer:
         return info is not None and info.state not in OVER
 
     def returning(self) -> bool:
-        """Whether it is known to be coming back: it said so, waits in the queue, or starts again."""
+        """Whether it is known to be coming back: it said so, waits in the queue, or starts again.
+
+        Or nobody on its node lives and the scheduler has not noticed: a dead node is called running for
+        minutes (Slurm's SlurmdTimeout), then its job is requeued, or over.
+        """
         if not self.run.latest_attempt(self.role):
             return False
         status = self.status()
         if status is None or status.phase == "starting" or status.outcome == Outcome.REQUEUED:
             return True
         info = self.info()
-        return info is not None and info.state in (JobState.PENDING, JobState.HELD)
+        if info is None or info.state in OVER:
+            return False
+        waits = info.state in (JobState.PENDING, JobState.HELD)
+        return waits or self.pulse.still_for() >= 2.5 * self.settings.heartbeat_every
 
     def info(self) -> JobInfo | None:
         """The scheduler's word, at most `query_every` seconds old; None without a scheduler or a job id."""

@@ -219,7 +219,7 @@ def fragile() -> Iterator[Lives]:
 
 @pytest.mark.parametrize("requeue", [True, False], ids=["requeued", "submitted again"])
 def test_a_node_that_crashes_under_the_runtime(fragile: Lives, requeue: bool) -> None:
-    run = fragile.begin(does="follow")
+    run = fragile.begin("training.peer_grace=30", "runtime.failover_timeout=120", does="follow")
     fragile.up(run)
     if not requeue:
         fragile.forbid_requeue(fragile.ids(run, RUNTIME)[0])
@@ -279,12 +279,13 @@ def test_in_an_allocation_of_ones_own_it_runs_in_place_and_never_requeues(lives:
     lives.soon(run, lambda: lives.outcomes(run, TRAINING) == ["requeued"], "the end of its first life", 30)
     lives.cluster.run(["scancel", job_id], check=True)
     stub = ["bash", str(run.code / "jobs" / "training.sh"), str(run.root)]
-    line = ["salloc", "-q", "-p", "gpu_test", "--gres=gpu:1", "timeout", "60", *stub]
+    line = ["salloc", "-Q", "-p", "gpu_test", "--gres=gpu:1", "timeout", "60", *stub]
     process = lives.cluster.popen(line)
     lives.up(run, 2)
     (mine,) = [p for p in lives.cluster.processes() if "orchestrator.job" in p.argv and "training" in p.argv]
     lives.cluster.run(["kill", "-USR1", str(mine.pid)], user=False, check=True)
-    assert process.wait(60) == Exit.REQUEUE
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == Exit.REQUEUE, said
     result = run.read(run.result, Result)
     assert result is not None and result.outcome == Outcome.TIMEOUT, lives.logs(run)
     assert "started by hand is never requeued" in result.reason
