@@ -14,6 +14,7 @@ What it does not do
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -261,4 +262,19 @@ def environment_file(config: Config, context: Context, secrets: Mapping[str, str
 def _role_lines(config: Config, context: Context, role: str) -> list[str]:
     section = _section(config, role)
     python = shlex.quote(section.python or context.python)
-    return [f"{role}*)", f"export {Env.PYTHON.value}={python}", *section.setup_commands, ";;"]
+    tools = [line for name, line in _TOOLS.items() if any(re.search(name, c) for c in section.setup_commands)]
+    return [f"{role}*)", f"export {Env.PYTHON.value}={python}", *tools, *section.setup_commands, ";;"]
+
+
+_TOOLS = {
+    r"\b(module|ml)\b": (
+        "command -v module >/dev/null || for init in /etc/profile.d/{modules,lmod,z00_lmod}.sh "
+        '"${MODULESHOME:-/none}/init/bash" "${LMOD_PKG:-/none}/init/bash"; do '
+        '[ ! -r "$init" ] || { . "$init"; break; }; done'
+    ),
+    r"\b(conda|mamba)\b": (
+        'init=$("${CONDA_EXE:-conda}" info --base 2>/dev/null)/etc/profile.d/conda.sh; '
+        '[ ! -r "$init" ] || . "$init"'
+    ),
+}
+"""What set-up commands need that are functions of a login shell: a batch shell has none of them."""

@@ -143,7 +143,7 @@ def test_ctrl_c_ends_everything(orchestrate: Orchestrate) -> None:
 
 
 def test_a_killed_server_ends_the_training_too(orchestrate: Orchestrate) -> None:
-    process = orchestrate.start("trainer.total_steps=1000", "training.peer_grace=5")
+    process = orchestrate.start("trainer.total_steps=1000", "runtime.max_restarts=0")
     soon(lambda: orchestrate.runs.is_dir() and bool(rows(orchestrate.last)), "a first step", 120)
     events = orchestrate.last.timeline()
     os.kill(next(e.data["pid"] for e in events if e.what == "runtime.server_ready"), signal.SIGKILL)

@@ -274,3 +274,46 @@ def test_the_snapshot_goes_before_the_own_path(tmp_path: Path) -> None:
     text = environment_file(config, CONTEXT, {"A": "file"})
     assert sourced(text, "runtime.sh", "PYTHONPATH", tmp_path) == f"{RUN}/code:/mine"
     assert sourced(text, "runtime.sh", "FI_PROVIDER", tmp_path) == "tcp"
+
+
+def test_set_up_commands_find_the_functions_of_a_login_shell(tmp_path: Path) -> None:
+    """`module` and `conda activate` are functions; env.sh is read by a shell that has none."""
+    for path, text in {
+        "modules/init/bash": "module() { export LOADED=$2; }",
+        "conda/etc/profile.d/conda.sh": "conda() { export ACTIVE=$2; }",
+        "bin/conda": f"#!/bin/sh\necho {tmp_path}/conda",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    (tmp_path / "bin/conda").chmod(0o755)
+    config = load("local", ['training.setup_commands=["module load cuda/12", "conda activate rl"]']).config
+    stub = tmp_path / "training.sh"
+    stub.write_text(
+        "set -u\n" + environment_file(config, CONTEXT, {}) + '\necho "$LOADED $ACTIVE $ORCHESTRATE_PYTHON"'
+    )
+    shell = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "MODULESHOME": str(tmp_path / "modules")}
+    done = subprocess.run(["bash", stub], env=shell, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.split()[:2] == ["cuda/12", "rl"] and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (
+            ["training.nodes=2", "training.launcher=none"],
+            "set training.launcher=torchrun, or training.nodes=1",
+        ),
+        (["training.gpus_per_node=2", "training.launcher=none"], "or training.gpus_per_node=1"),
+        (["training.gpus_per_node=8", "training.cpus=4"], "set training.cpus=8 or more"),
+    ],
+)
+def test_nodes_tasks_and_gpus_that_do_not_fit(assignments: list[str], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        plan(*assignments, config="dev")
+
+
+def test_what_is_per_gpu_is_shown_with_its_total() -> None:
+    planned = plan("training.nodes=2", "training.gpus_per_node=8")
+    assert planned.totals[0] == "2 nodes × 8 = 16 training processes (torchrun)"
+    assert planned.settings.launcher == "torchrun" and planned.settings.processes == 8
+    assert plan("training.gpus_per_node=1", config="dev").totals == []
