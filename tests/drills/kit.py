@@ -47,7 +47,7 @@ EXACT = (
     *("success_rate", "reward_mean", "loss_policy", "loss_value"),
     *("kl", "entropy", "return_mean", "action_tokens"),
 )
-STEPS = 6
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def settings(cluster: Cluster, image: Path) -> dict[str, Any]:
             "image_archives": [str(image)],
             "sandbox": {"command_timeout": "20s"},
         },
-        "training": {"partition": "gpu_test", "cpus": 1, "peer_grace": "20s"},
+        "training": {"partition": "gpu_test", "cpus": 1, "peer_grace": "30s"},
         "model": {"warmstart_steps": 2},
-        "rollout": {"engine": "torch", "prompts_per_step": 2, "rollouts_per_prompt": 2},
+        "rollout": {"engine": "torch", "prompts_per_step": 4, "rollouts_per_prompt": 4},
         "trainer": {"total_steps": STEPS, "save_every": 2, "minibatches": 1, "ppo_epochs": 1},
     }
 

@@ -172,7 +172,7 @@ def test_preempted(new_drill: NewDrill) -> None:
     node = node_of(drill, "training")
     drill.fault()
     urgent = drill.cluster.run(
-        ["sbatch", "--parsable", "-p", "gpu_test", "-w", node, "--exclusive", "--wrap", "sleep 5"], check=True
+        ["sbatch", "--parsable", "-p", "gpu_test", "-w", node, "-c", "128", "--wrap", "sleep 5"], check=True
     ).stdout.strip()
     drill.recovers()
     assert drill.cluster.job_state(urgent) in ("COMPLETED", "RUNNING", "COMPLETING")
@@ -186,7 +186,7 @@ def test_walltime(new_drill: NewDrill) -> None:
     drill.configure(
         training={"time_limit": "2m"},
         scheduler={"signal": "USR1@60"},
-        trainer={"total_steps": 60, "save_every": 100},
+        trainer={"total_steps": 5000, "save_every": 10_000, "total_epochs": 5000},
     )
     drill.baseline = None
     run = drill.launch()
