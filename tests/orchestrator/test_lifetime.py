@@ -130,7 +130,7 @@ def test_runtime_only_serves_until_it_is_cancelled(make: Make) -> None:
 def test_a_server_that_never_serves_cancels_the_held_training_job(make: Make) -> None:
     def check(case: tuple[str, str]) -> None:
         server, words = case
-        pair = make(server=[server], ready_timeout=0.7)
+        pair = make(server=[server], ready_timeout=0.7 if server == "never-ready" else 8)
         pair.launch()
         pair.all_over()
         assert pair.info(pair.ids[TRAINING]).raw == "CANCELLED"
