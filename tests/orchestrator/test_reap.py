@@ -134,7 +134,7 @@ def test_processes_and_records_of_a_killed_supervisor(make: Callable[..., Pair],
         assert {"record", "process"} <= kinds
         done = command(pair, "--yes")["removed"]
         assert {item["problem"] for item in done} == {""}, done
-        orphan.wait(5)
+        orphan.wait(30)
         assert pair.info(job_id).state == JobState.ENDED
         assert not set(labelled(Env.JOB_ID, job_id)) & set(labelled(Env.RUN_DIR, str(pair.run.root)))
     finally:
