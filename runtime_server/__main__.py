@@ -37,10 +37,10 @@ from pathlib import Path
 import uvicorn
 import uvloop
 import yaml
-from pydantic import ValidationError
 
 from orchestrator.contract import ContractError, Env, Exit, Heartbeat, Role, RunDirectory, publish_bytes
 from orchestrator.schema import Config, Runtime
+from orchestrator.typed import Invalid
 from runtime_server.agent.build import BuildError
 from runtime_server.app import Identity, create_app, default_sandboxes, store_of
 from runtime_server.engines import EngineError
@@ -107,7 +107,7 @@ def settings(options: argparse.Namespace) -> Settings:
     sandbox = whole.runtime.sandbox.model_dump() | ({"image": options.image} if options.image else {})
     try:
         config = Runtime.model_validate(whole.runtime.model_dump() | given | {"sandbox": sandbox})
-    except ValidationError as error:
+    except Invalid as error:
         raise Refused(f"wrong option: {error}", Exit.USAGE) from None
     return Settings(config, run, options.verbose or whole.environment.debug)
 
@@ -117,7 +117,7 @@ def _config_of(run: RunDirectory) -> Config:
         return Config.model_validate(yaml.safe_load(run.config.read_text()) or {})
     except OSError as error:
         raise Refused(f"{run.root} holds no run: {error}", Exit.NO_INPUT) from None
-    except (ValueError, yaml.YAMLError) as error:  # pydantic's ValidationError is a ValueError
+    except (ValueError, yaml.YAMLError) as error:  # Invalid is a ValueError
         raise Refused(f"{run.config} is wrong: {error}", Exit.USAGE) from None
 
 

@@ -93,6 +93,11 @@ def test_a_port_that_is_taken() -> None:
     assert done.returncode == Exit.USAGE and "cannot listen" in done.stderr and "--port" in done.stderr
 
 
+def test_a_port_that_cannot_be() -> None:
+    done = refused("--port", "70000")
+    assert done.returncode == Exit.USAGE and done.stderr.startswith("error: wrong option: port")
+
+
 def test_an_image_that_is_missing() -> None:
     done = refused("--image", "localhost/no/such:1")
     assert done.returncode == Exit.NO_INPUT and "localhost/no/such:1" in done.stderr
