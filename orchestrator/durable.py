@@ -42,6 +42,16 @@ def publish_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
     fsync_directory(path.parent)
 
 
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file that nobody looks for yet, durably but for its name: publishing another file in the
+    same folder afterwards makes that durable too. It is born with `mode`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _rename(beside: Path, path: Path, data: bytes) -> None:
     """Rename; on NFS a rename that succeeded may report an error, so read back before believing it."""
     try:

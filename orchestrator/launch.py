@@ -31,7 +31,7 @@ from orchestrator import resources, snapshot
 from orchestrator.config import Resolved, dump
 from orchestrator.contract import Manifest, Role, RunDirectory
 from orchestrator.dotenv import parse_dotenv
-from orchestrator.durable import publish_bytes
+from orchestrator.durable import write_new
 from orchestrator.errors import ConfigError
 from orchestrator.plan import RESERVED, Context, Plan, environment_file, make_plan
 from orchestrator.processes import Process
@@ -182,35 +182,47 @@ def launch(request: Request, scheduler: Scheduler, asked: snapshot.Asked | None 
     preview(request)
     secrets = secrets_of(request.config)
     run = RunDirectory.create(request.runs_dir)
+    code = _take_code(request, run, asked)
     try:
-        taken = _take_code(request, run, asked)
-        plan = _write(request, run, secrets, taken)
+        plan = _write(request, run, secrets, from_checkout=code is not None)
+        taken = code.result() if code else snapshot.Snapshot()
+        if code and not taken.files:  # the runs are around the checkout: it is run from where it is
+            plan = _write(request, run, secrets, from_checkout=False)
+        _complete(request, run, plan, taken)
     except BaseException:  # an interrupt too: a run that was not launched leaves nothing
+        if code:
+            code.join()
         shutil.rmtree(run.root, ignore_errors=True)  # nobody has heard of it yet
         raise
     return Launched(run, plan, submit_all(run, plan, scheduler), taken.left_out)
 
 
-def _take_code(request: Request, run: RunDirectory, asked: snapshot.Asked | None) -> snapshot.Snapshot:
+def _take_code(request: Request, run: RunDirectory, asked: snapshot.Asked | None) -> snapshot.Taking | None:
+    """The snapshot on its way, while we write the rest; None where there is no checkout to take."""
     source = resources.checkout()
     if source is None:
-        return snapshot.Snapshot()
+        return None
     env_file = request.config.environment.env_file
     never = [request.runs_dir, *([Path(env_file)] if env_file else [])]
-    return snapshot.take(source, run.code, never, asked)
+    return snapshot.Taking(source, run.code, never, asked)
 
 
-def _write(request: Request, run: RunDirectory, secrets: dict[str, str], taken: snapshot.Snapshot) -> Plan:
-    """Everything but the submissions; the manifest goes last, for it makes the directory a run."""
-    context = _context(request, run.root, from_checkout=taken.files > 0)
+def _write(request: Request, run: RunDirectory, secrets: dict[str, str], from_checkout: bool) -> Plan:
+    """Configuration, environment and scripts. Their names become durable with the manifest's."""
+    context = _context(request, run.root, from_checkout)
     plan = make_plan(request.config, context)
-    publish_bytes(run.config, dump(request.config).encode(), 0o600)
-    run.publish(run.provenance, json.dumps(request.resolved.provenance(), indent=1))
-    publish_bytes(run.env_file, environment_file(request.config, context, secrets).encode(), 0o600)
-    if taken.patch:
-        publish_bytes(run.patch, taken.patch.encode(errors="surrogateescape"), 0o600)
+    write_new(run.config, dump(request.config).encode(), 0o600)
+    write_new(run.provenance, f"{json.dumps(request.resolved.provenance(), indent=1)}\n".encode())
+    write_new(run.env_file, environment_file(request.config, context, secrets).encode(), 0o600)
     for job in plan.jobs:
-        publish_bytes(run.script(job.role), job.script.encode(), 0o755)
+        write_new(run.script(job.role), job.script.encode(), 0o755)
+    return plan
+
+
+def _complete(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.Snapshot) -> None:
+    """The rest but the submissions; the manifest goes last, for it makes the directory a run."""
+    if taken.patch:
+        write_new(run.patch, taken.patch.encode(errors="surrogateescape"), 0o600)
     if request.runtime is not None:
         from orchestrator.attach import publish_runtime
 
@@ -218,7 +230,6 @@ def _write(request: Request, run: RunDirectory, secrets: dict[str, str], taken: 
     run.publish(run.manifest, _manifest(request, run, plan, taken))
     events = run.events_of(Role.LAUNCHER)
     events.add("created", mode=plan.mode, files=taken.files, left_out=taken.left_out)
-    return plan
 
 
 def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.Snapshot) -> Manifest:

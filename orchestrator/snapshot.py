@@ -74,6 +74,33 @@ def take(checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | 
         return _take(checkout, into, never, questions)
 
 
+class Taking(Thread):
+    """A snapshot that is taken while the caller does something else; `join` before what it writes to is
+    removed."""
+
+    def __init__(
+        self, checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | None = None
+    ) -> None:
+        super().__init__(name="snapshot")
+        self._take = lambda: take(checkout, into, never, asked)
+        self._taken: Snapshot | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._taken = self._take()
+        except BaseException as error:  # raised again by `result`, in the caller's thread
+            self._error = error
+
+    def result(self) -> Snapshot:
+        """What was taken, once it was. Raises OSError."""
+        self.join()
+        if self._taken is None:
+            raise self._error or AssertionError("the thread has ended without a word")
+        return self._taken
+
+
 def _take(checkout: Path, into: Path, never: Iterable[Path], questions: Asked) -> Snapshot:
     listed = questions.answer("files")
     names = sorted({n for n in listed.split("\0") if n}) if listed is not None else list(_walk(checkout))
