@@ -82,7 +82,7 @@ class Taking(Thread):
         self, checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | None = None
     ) -> None:
         super().__init__(name="snapshot")
-        self._take = lambda: take(checkout, into, never, asked)
+        self._take: Callable[[], Snapshot] = lambda: take(checkout, into, never, asked)
         self._taken: Snapshot | None = None
         self._error: BaseException | None = None
         self.start()
