@@ -56,3 +56,25 @@ def test_an_installed_wheel_finds_its_data(tmp_path: Path) -> None:
         command, check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
     )
     assert f"exec bash {tmp_path}/orchestrator/data/jobs/runtime.sh" in done.stdout
+
+
+SLOW = HEAVY - {"yaml"} | {
+    "importlib.metadata",
+    "concurrent",
+    "logging",
+    "platform",
+    "uuid",
+    "secrets",
+    "ast",
+}
+"""What a launch has no need of; click itself loads uuid and, with inspect, ast."""
+
+
+def test_a_launch_loads_nothing_that_it_does_not_need() -> None:
+    code = "import sys, click; known = set(sys.modules)\nfrom orchestrator import cli, cli_launch\n"
+    code += "from orchestrator.schedulers import slurm\nprint(*set(sys.modules) - known)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert SLOW & (loaded | {name.partition(".")[0] for name in loaded}) == set()
