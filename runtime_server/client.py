@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -41,6 +42,15 @@ EXEC_GRACE_S = 30.0  # an answer may come so much later than the command's own t
 DEFAULT_COMMAND_S = 86_400.0  # no limit in the request: the server's holds, which we do not know
 CREATE_S = 900.0
 TRIES = 4
+# A node that lost power says no goodbye: a call that waits there for an answer must not wait for as long as
+# a command may run. Half a minute without any sign of the other machine breaks the connection.
+_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+]
 
 
 class Client:
@@ -55,6 +65,7 @@ class Client:
         self._http = httpx.AsyncHTTPTransport(
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60),
             trust_env=False,
+            socket_options=_ALIVE,
             verify=ssl.create_default_context() if self.url.startswith("https") else False,
         )
 
