@@ -53,14 +53,14 @@ def launched(request_of: Make, memory: MemoryScheduler) -> Launched:
 def test_a_dry_run_prints_the_plan_and_submits_nothing(runs_dir: Path) -> None:
     done = orchestrate("launch", "-c", "production", "--dry-run", f"run.runs_dir={runs_dir}")
     assert done.exit_code == 0, done.output
-    for expected in ("2 effective", "#SBATCH --gres=gpu:2", "#SBATCH --signal=B:USR1@300", "held until"):
+    for expected in ("1 effective", "#SBATCH --gres=gpu:1", "#SBATCH --signal=B:USR1@300", "held until"):
         assert expected in done.output
     assert "\x1b" not in done.output and not runs_dir.exists()
 
 
 def test_a_dry_run_as_json() -> None:
     plan = json.loads(orchestrate("launch", "-c", "dev", "--dry-run", "--json").stdout)
-    assert plan["gpus"] == 2 and [job["role"] for job in plan["jobs"]] == ["training", "runtime"]
+    assert plan["gpus"] == 1 and [job["role"] for job in plan["jobs"]] == ["training", "runtime"]
 
 
 def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:

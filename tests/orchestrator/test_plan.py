@@ -19,7 +19,12 @@ CONTEXT = Context(run_dir=RUN, code=RUN / "code", python="/venv/bin/python", env
 
 LARGE = (
     *("training.nodes=2", "training.gpus_per_node=8", "training.cpus=64", "training.memory=512G"),
-    *("training.time_limit=1-12:00:00", "runtime.time_limit=2-00:00:00", "runtime.cpus=64"),
+    *(
+        "rollout.tensor_parallel_size=2",
+        "training.time_limit=1-12:00:00",
+        "runtime.time_limit=2-00:00:00",
+        "runtime.cpus=64",
+    ),
     *("runtime.memory=512G", "runtime.max_parallel_sandboxes=256", "rollout.max_parallel_episodes=256"),
 )
 """Two nodes of eight GPUs, where several numbers differ from each other and from 1."""
