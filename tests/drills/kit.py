@@ -45,7 +45,7 @@ PARTS = {
 }
 EXACT = (
     *("success_rate", "reward_mean", "loss_policy", "loss_value"),
-    *("kl", "entropy", "return_mean", "action_tokens"),
+    *("kl", "return_mean", "action_tokens"),
 )
 STEPS = 10
 
