@@ -152,6 +152,8 @@ def normal(reason: str) -> str:
 def explain(reason: str) -> Explanation:
     """What a reason means. Never raises; an unknown word gets an explanation that says so."""
     word = normal(reason)
+    if word in ("", "none"):
+        return Explanation(WAIT, "the scheduler has not looked at it yet; that takes seconds", _SHOW)
     if (found := TABLE.get(word) or _LOCAL.get(word)) is not None:
         return found
     if _MINUTES.fullmatch(word):

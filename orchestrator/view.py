@@ -66,9 +66,9 @@ def styled(word: str) -> Text:
 
 
 def row(label: str, *parts: str | Text) -> Text:
-    """`  label      part part`, the label dim and aligned."""
+    """`  label      part part`, the label dim and aligned; a long one keeps its distance."""
     return Text.assemble(
-        "  ", (f"{label:<10}", "dim"), *(Text(p) if isinstance(p, str) else p for p in parts)
+        "  ", (f"{label:<9} ", "dim"), *(Text(p) if isinstance(p, str) else p for p in parts)
     )
 
 

@@ -39,6 +39,8 @@ GROWTH = 3  # an unpacked image is about so many times as large as its archive
 
 def save(store: Path, image: str, file: Path) -> None:
     """Write the image as an OCI archive that every user may read. ImageError says what was wrong."""
+    if not store.is_dir():
+        raise ImageError(f"there is no image store {store} yet; run `python -m runtime_server.images ensure`")
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         done = podman(

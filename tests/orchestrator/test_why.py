@@ -163,7 +163,7 @@ def test_the_worst_comes_first() -> None:
         ("BeginTime", "note", "two minutes"),
         ("Licenses", "note", "licence"),
         ("FromAnotherPlanet", "note", "does not know the reason"),
-        ("", "note", "does not know"),
+        ("", "note", "not looked at it yet"),
     ],
 )
 def test_reasons_in_plain_words(reason: str, severity: str, text: str) -> None:
