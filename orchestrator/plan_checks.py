@@ -25,7 +25,7 @@ def contradictions(config: Config, mode: str) -> list[str]:
 
 def worries(config: Config, mode: str) -> list[str]:
     """What will work, but probably not as meant."""
-    return [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config), *_one_process(config)]
+    return [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config), *_not_yet(config)]
 
 
 def gpus(config: Config) -> int:
@@ -219,12 +219,17 @@ def _walltimes(config: Config, mode: str) -> Iterator[str]:
         )
 
 
-def _one_process(config: Config) -> Iterator[str]:
+def _not_yet(config: Config) -> Iterator[str]:
     if gpus(config) > 1 or config.training.nodes > 1:
         yield (
             f"the built-in trainer is one process with at most one GPU in this version and will refuse "
             f"{config.training.nodes} nodes of {config.training.gpus_per_node} GPUs: set training.nodes=1 "
             f"training.gpus_per_node=1"
+        )
+    if config.runtime.nodes > 1:
+        yield (
+            f"one server serves a run in this version: {config.runtime.nodes - 1} of the runtime job's nodes "
+            f"would idle: set runtime.nodes=1"
         )
 
 

@@ -154,6 +154,12 @@ def test_scripts_are_bash_even_in_an_odd_directory() -> None:
         assert shlex.split(job.script.splitlines()[-1])[2:] == [f"{run}/code/jobs/{job.role}.sh", str(run)]
 
 
+def test_what_this_version_does_not_use_is_said_before_the_submission() -> None:
+    said = " ".join(plan("runtime.nodes=2", "training.gpus_per_node=2", config="dev").warnings)
+    assert "set training.nodes=1 training.gpus_per_node=1" in said and "set runtime.nodes=1" in said
+    assert not plan(config="dev").warnings
+
+
 def test_effective_gpus() -> None:
     made = plan()
     assert (made.gpus, made.copies, made.episodes_per_step) == (16, 8, 512)
