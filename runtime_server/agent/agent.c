@@ -1,4 +1,5 @@
-/* The sandbox agent. Usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--workdir DIR] SOCKET
+/* The sandbox agent. Usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--tasks N] [--workdir DIR]
+ * SOCKET
  *
  * Connects to SOCKET and serves commands and files (frames.py has the protocol). It must be PID 1 of a pid
  * namespace: then nothing inside can kill or stop it, its end ends every process, and kill(-1) means this
@@ -185,8 +186,16 @@ static long number(const char *text, long most) {
     char *end;
     long value = strtol(text, &end, 10);
     if (*end || value < 1 || value > most)
-        fail("agent: an option needs a whole number from 1 to 86400\n");
+        fail("agent: an option needs a whole number from 1, and none that large\n");
     return value;
+}
+
+/* How many processes each user of this user namespace may have. Set here, not by what makes the container:
+ * a limit that is there when the namespace is made counts the processes of all sandboxes together. */
+static void bound_tasks(rlim_t most) {
+    struct rlimit limit = {most, most};
+    if (setrlimit(RLIMIT_NPROC, &limit) != 0)
+        fail("agent: cannot lower the number of processes\n");
 }
 
 int main(int argc, char **argv, char **environment) {
@@ -197,13 +206,15 @@ int main(int argc, char **argv, char **environment) {
             orphan_s = number(argv[at + 1], 86400);
         else if (strcmp(argv[at], "--memory-mb") == 0)
             memory_mb = number(argv[at + 1], 86400);
+        else if (strcmp(argv[at], "--tasks") == 0)
+            bound_tasks((rlim_t)number(argv[at + 1], 4194304));
         else if (strcmp(argv[at], "--workdir") == 0)
             make_directory(argv[at + 1]); /* here it is a system call or two; a container engine mounts for it */
         else
-            fail("agent: unknown option; allowed: --orphan-timeout SECONDS, --memory-mb MB, --workdir DIR\n");
+            fail("agent: unknown option; allowed: --orphan-timeout S, --memory-mb MB, --tasks N, --workdir DIR\n");
     }
     if (at + 1 != argc || strlen(argv[at]) >= sizeof((struct sockaddr_un *)0)->sun_path)
-        fail("usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--workdir DIR] SOCKET (107 bytes)\n");
+        fail("usage: agent [--orphan-timeout SECONDS] [--memory-mb MB] [--tasks N] [--workdir DIR] SOCKET (107 bytes)\n");
     if (getpid() != 1)
         fail("agent: must be PID 1 of a pid namespace: it kills everything it can see when it ends\n");
     protect();

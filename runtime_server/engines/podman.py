@@ -138,7 +138,7 @@ class PodmanEngine:
         notes = (*notes, *entry.notes, *namespace.storage_notes(self.state.graphroot))
         root = os.getuid() == 0
         cgroup = self.state.cgroup if root and way.limits else ""
-        crowd = self.config.max_parallel_sandboxes * TASKS_EACH + self.config.sandbox.pids
+        crowd = self.config.max_parallel_sandboxes * max(TASKS_EACH, self.config.sandbox.pids)
         ulimits = probing.ulimits(self._service.pid, probing.PIDS_MAX if root else crowd)
         self._node = replace(
             self._node,

@@ -65,7 +65,7 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
     body: dict[str, Any] = {
         "name": recipe.name,
         "hostname": "sandbox",
-        "entrypoint": [AGENT, "--orphan-timeout", str(node.orphan_s), *_workdir(recipe), f"{IO}/{SOCKET}"],
+        "entrypoint": [AGENT, *_agent_options(recipe, node), f"{IO}/{SOCKET}"],
         "command": [],
         "env": dict(recipe.env),
         "netns": {"nsmode": "none"},
@@ -73,7 +73,7 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
         "cap_add": list(CAPABILITIES),
         "no_new_privileges": True,
         "mounts": mounts(recipe, node),
-        "r_limits": [{"type": name, "soft": n, "hard": n} for name, n in _ulimits(recipe, node).items()],
+        "r_limits": [{"type": name, "soft": n, "hard": n} for name, n in node.ulimits.items()],
         "shm_size": recipe.shm_mb << 20,
         "log_configuration": {"driver": "none"},
         "image_volume_mode": "ignore",
@@ -83,6 +83,13 @@ def create_body(recipe: Recipe, node: Node, rootfs: Path | None = None) -> dict[
     }
     body |= {"rootfs": str(rootfs), "command": body.pop("entrypoint")} if rootfs else {"image": recipe.image}
     return body | _chosen(recipe, node)
+
+
+def _agent_options(recipe: Recipe, node: Node) -> list[str]:
+    """With `own_tasks` the kernel holds the limit of processes even without a cgroup; the agent sets it,
+    for the runtime would before it makes the user namespace, and then it counts all sandboxes together."""
+    tasks = ["--tasks", str(recipe.pids)] if node.own_tasks else []
+    return ["--orphan-timeout", str(node.orphan_s), *tasks, *_workdir(recipe)]
 
 
 def _workdir(recipe: Recipe) -> list[str]:
@@ -110,12 +117,6 @@ def _chosen(recipe: Recipe, node: Node) -> dict[str, Any]:
     if node.seccomp:
         chosen["annotations"] = {SECCOMP_BPF: node.seccomp}
     return chosen
-
-
-def _ulimits(recipe: Recipe, node: Node) -> dict[str, int]:
-    """With `own_tasks` the kernel holds the limit of processes even without a cgroup."""
-    most = min(recipe.pids, node.ulimits.get("nproc", recipe.pids))
-    return {**node.ulimits, "nproc": most} if node.own_tasks else {**node.ulimits}
 
 
 def _own_users(ids: int) -> dict[str, Any]:

@@ -148,6 +148,17 @@ async def test_a_fork_bomb_takes_only_its_sandbox(client: Client, sandbox: Bound
         assert await _says(bad, "echo fine") == "fine"
 
 
+async def test_the_limit_of_processes_is_each_sandboxs_own(client: Client) -> None:
+    """Together they have many times what one may have."""
+
+    async def one() -> str:
+        async with client.sandbox(CreateSandbox(limits=Limits(pids=16))) as box:
+            result = await box.exec("for n in 1 2 3 4 5; do sleep 30 & done; echo $(cat /proc/self/comm)")
+            return result.stdout.text + result.stderr.text
+
+    assert set(await asyncio.gather(*(one() for _ in range(12)))) == {"cat\n"}
+
+
 async def test_a_fork_bomb_of_many_users_is_bounded_too(client: Client) -> None:
     """By the kernel, where the limit of the sandbox's user namespace covers all its users; else by a look."""
     each = "for n in range(1, 500): time.sleep(.005), os.fork() or (os.setuid(n), time.sleep(50))"
