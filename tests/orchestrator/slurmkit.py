@@ -121,6 +121,7 @@ class Launches:
         found = cluster.run(["mktemp", "-d", str(cluster.shared / "launch.XXXXXX")], check=True)
         self.home = Path(found.stdout.strip())
         self.runs_dir = self.home / "runs"
+        self.before = {process.pid for process in cluster.processes()}  # other tests have the cluster too
 
     def orchestrate(
         self, *argv: object, timeout: float = 90, env: Mapping[str, str] | None = None
@@ -177,7 +178,7 @@ class Launches:
     def processes(self) -> list[list[str]]:
         user = self.cluster.user
         found = [p for node in self.cluster.nodes for p in self.cluster.processes(node) if p.user == user]
-        return [process.argv for process in found]
+        return [process.argv for process in found if process.pid not in self.before]
 
     def logs(self, run: RunDirectory) -> str:
         files = [*run.root.glob("*.out"), *run.root.glob("*.err")]
