@@ -58,7 +58,8 @@ class Leftover:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.kind, self.what, self.run_dir
+        """The same in two looks, though processes of a job have ended between them."""
+        return self.kind, self.job_id or self.what, self.run_dir
 
 
 @dataclass
