@@ -161,7 +161,9 @@ def test_node_lost(new_drill: NewDrill, role: str) -> None:
         drill.ends("success", timeout=300)
     finally:
         drill.cluster.boot(node)
-        drill.cluster.run(["sh", "-c", "rm -rf /dev/shm/* /tmp/*"], user=False, node=node)  # as a boot does
+        drill.cluster.run(
+            ["sh", "-c", "rm -rf /dev/shm/orc-* /tmp/orc-*"], user=False, node=node
+        )  # as a boot does
     drill.cluster.run([drill.cluster.python, "-m", "runtime_server", "--sweep"], node=node)
     drill.row(
         "Slurm requeues the job on another node; the run goes on; the next server there sweeps the disk"
