@@ -31,7 +31,7 @@ from orchestrator.contract import Role, publish_bytes
 from orchestrator.launch import PASSED
 from orchestrator.plan import Context, PlannedJob, make_plan
 from orchestrator.probe import Folder
-from orchestrator.schedulers import JobInfo, JobSpec, JobState, Scheduler, SchedulerError
+from orchestrator.schedulers import OVER, QUEUED, JobInfo, JobSpec, Scheduler, SchedulerError
 from orchestrator.schedulers.site import read_site
 from orchestrator.schedulers.slurm_commands import LocalCommands
 from orchestrator.schema import Config
@@ -162,7 +162,7 @@ class Probe:
             infos = self.scheduler.query(list(jobs.values()))
             by_role = {role: infos[job_id] for role, job_id in jobs.items()}
             missing = [role for role in ROLES if folder.read(folder.report(role)) is None]
-            over = all(info.state in (JobState.ENDED, JobState.GONE) for info in by_role.values())
+            over = all(info.state in OVER for info in by_role.values())
             if not missing or over or time.monotonic() >= deadline:
                 return by_role
             now = ", ".join(f"{role} {info.state}" for role, info in by_role.items())
@@ -179,7 +179,7 @@ class Probe:
             deadline = time.monotonic() + 15
             while time.monotonic() < deadline:
                 states = {info.state for info in self.scheduler.query(list(jobs.values())).values()}
-                if states <= {JobState.ENDED, JobState.GONE}:
+                if states <= set(OVER):
                     return
                 time.sleep(0.1)
 
@@ -201,7 +201,7 @@ def _no_report(role: str, info: JobInfo | None, folder: Folder, timeout_s: float
     """Why a probe said nothing."""
     if info is None:
         return fail("probe", "it was not submitted")
-    if info.state in (JobState.PENDING, JobState.HELD):
+    if info.state in QUEUED:
         meaning = explain(info.reason)
         remedy = "give it longer with --timeout" if meaning.severity == "note" else f"see {role}.partition"
         return warn("probe", f"did not start within {timeout_s:g} s ({info.reason}): {meaning.text}", remedy)

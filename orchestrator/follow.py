@@ -27,7 +27,7 @@ from orchestrator import curve, runs, view
 from orchestrator.contract import RunDirectory, read_bytes, read_json_lines
 from orchestrator.quantities import clock
 from orchestrator.runs import RunView
-from orchestrator.schedulers import JobState, Scheduler
+from orchestrator.schedulers import QUEUED, Scheduler
 
 STRANDED_S = 20.0
 """How long a queued training job may stay without a runtime job before it is cancelled."""
@@ -140,7 +140,7 @@ def is_stranded(look: RunView) -> bool:
     runtime, training = states.get("runtime"), states.get("training")
     if runtime is None or training is None:
         return False
-    return runtime.is_over and training.state in (JobState.HELD, JobState.PENDING)
+    return runtime.is_over and training.state in QUEUED
 
 
 def ending(run: RunDirectory, look: RunView, console: Console) -> None:

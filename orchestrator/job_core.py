@@ -34,7 +34,7 @@ from orchestrator.contract import (
     read_bytes,
     wait_for,
 )
-from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
+from orchestrator.schedulers import OVER, QUEUED, Scheduler, SchedulerError, open_scheduler
 from orchestrator.schedulers.inside import open_inside
 
 T = TypeVar("T")
@@ -238,7 +238,7 @@ class Attempt:
             return ""
         try:
             info = self.scheduler.query([job_id]).get(job_id)
-            if info is not None and info.state in (JobState.PENDING, JobState.HELD):
+            if info is not None and info.state in QUEUED:
                 self.scheduler.cancel([job_id])
                 self.say("cancelled_peer", job_id=job_id, why=why)
                 return job_id if self._is_over(job_id) else ""
@@ -248,12 +248,11 @@ class Attempt:
 
     def _is_over(self, job_id: str) -> bool:
         """True once the scheduler says so; it is given a few seconds."""
-        over = (JobState.ENDED, JobState.GONE)
         scheduler = self.scheduler
 
         def check() -> bool | None:
             info = scheduler.query([job_id]).get(job_id) if scheduler else None
-            return True if info is not None and info.state in over else None
+            return True if info is not None and info.state in OVER else None
 
         with contextlib.suppress(WaitTimeout):
             return wait_for(check, f"the end of job {job_id}", _OVER_S)

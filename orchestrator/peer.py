@@ -34,11 +34,10 @@ from orchestrator.contract import (
     RunDirectory,
     Settings,
 )
-from orchestrator.schedulers import JobInfo, JobState, Scheduler, SchedulerError
+from orchestrator.schedulers import OVER, QUEUED, JobInfo, JobState, Scheduler, SchedulerError
 
 API_KEY_HEADER = "X-API-Key"
 HEALTH_TIMEOUT_S = 3.0
-OVER = (JobState.ENDED, JobState.GONE)
 
 
 # --- the server --------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ class Peer:
         info = self.info()
         if info is None or info.state in OVER:
             return False
-        waits = info.state in (JobState.PENDING, JobState.HELD)
+        waits = info.state in QUEUED
         return waits or self.pulse.still_for() >= 2.5 * self.settings.heartbeat_every
 
     def info(self) -> JobInfo | None:

@@ -30,11 +30,10 @@ from orchestrator import runs
 from orchestrator.contract import CompleteFlag, Env, Manifest, Outcome, Role, RunDirectory, wait_for
 from orchestrator.errors import OrchestrateError
 from orchestrator.processes import Process, end_all, labels
-from orchestrator.schedulers import JobState, OwnJob, Scheduler, SchedulerError, open_scheduler
+from orchestrator.schedulers import OVER, QUEUED, JobState, OwnJob, Scheduler, SchedulerError, open_scheduler
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.why_facts import watch
 
-QUEUED = (JobState.PENDING, JobState.HELD)
 LAUNCHING_S = 600.0
 """A launcher on another host that has not submitted the second job after so long is dead."""
 BEATS = 2.5
@@ -186,7 +185,7 @@ def _peer_over(own: OwnJob, mine: Sequence[OwnJob], manifest: Manifest, schedule
     if not job_id and (not entries or entries[-1]["state"] in ("intent", "failed")):
         return f"its {peer} job was never submitted" if _launcher_is_dead(manifest) else ""
     info = scheduler.query([job_id]).get(job_id)
-    if info is None or info.state not in runs.OVER:
+    if info is None or info.state not in OVER:
         return ""
     reason = info.reason or info.raw.lower()
     return f"its {peer} job {job_id} is over{f' ({reason})' if reason else ''}"
@@ -237,7 +236,7 @@ def _job_over(run: RunDirectory, job_id: str) -> tuple[bool | None, str]:
         return None, str(error)
     if info.state == JobState.UNKNOWN:
         return None, info.reason or "its scheduler does not answer"
-    return info.state in runs.OVER, f"their job is over ({info.reason or info.raw.lower() or info.state})"
+    return info.state in OVER, f"their job is over ({info.reason or info.raw.lower() or info.state})"
 
 
 def _sandboxes(found: Found) -> None:
@@ -297,7 +296,7 @@ def _cancel(item: Leftover, runs_dir: Path) -> None:
     scheduler = _scheduler_of(item, runs_dir)
     scheduler.cancel([item.job_id])
     wait_for(
-        lambda: scheduler.query([item.job_id])[item.job_id].state in runs.OVER or None,
+        lambda: scheduler.query([item.job_id])[item.job_id].state in OVER or None,
         f"the end of job {item.job_id}",
         _END_S,
     )

@@ -38,7 +38,7 @@ from orchestrator.launch import PASSED, absolute, check_files, masked, secrets_o
 from orchestrator.peer import runtime_health
 from orchestrator.plan import Context, Plan, environment_file, make_plan
 from orchestrator.processes import Process
-from orchestrator.schedulers import Scheduler
+from orchestrator.schedulers import OVER, Scheduler
 from orchestrator.schema import Config
 from orchestrator.submit import spec_for, submit_all
 from orchestrator.successor import spec_record
@@ -116,7 +116,7 @@ def prepare(
 def _refuse_live(run: RunDirectory, scheduler: Scheduler) -> None:
     """Two lives of one run must not overlap; what nobody can see may be alive."""
     look = runs.view(run, scheduler)
-    live = [f"{job.role} {job.job_id} ({job.state})" for job in look.jobs if job.state not in runs.OVER]
+    live = [f"{job.role} {job.job_id} ({job.state})" for job in look.jobs if job.state not in OVER]
     mine = [own for own in scheduler.mine() if own.run_id == run.run_id]
     live += [
         f"{own.role} {own.info.job_id} ({own.info.state})" for own in mine if own.role not in " ".join(live)

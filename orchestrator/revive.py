@@ -15,8 +15,8 @@ from __future__ import annotations
 from orchestrator.command import reaping
 from orchestrator.contract import JobStatus, Outcome, ReadyFlag, Role
 from orchestrator.job_core import Attempt
-from orchestrator.peer import OVER, Peer
-from orchestrator.schedulers import SchedulerError
+from orchestrator.peer import Peer
+from orchestrator.schedulers import OVER, SchedulerError
 from orchestrator.successor import submit_successor
 
 _ON_PURPOSE = (Outcome.CANCELLED, Outcome.SUCCESS, Outcome.PEER_GONE)

@@ -38,10 +38,7 @@ from orchestrator.contract import (
     wait_for,
 )
 from orchestrator.errors import RunNotFound
-from orchestrator.schedulers import JobInfo, JobState, Scheduler, SchedulerError
-
-OVER = (JobState.ENDED, JobState.GONE)
-LIVE = (JobState.PENDING, JobState.HELD, JobState.RUNNING)
+from orchestrator.schedulers import OVER, JobInfo, JobState, Scheduler, SchedulerError
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from orchestrator.contract import Manifest, Role, RunDirectory, Submission, WaitTimeout, wait_for
 from orchestrator.errors import LaunchError
 from orchestrator.plan import Plan, PlannedJob
-from orchestrator.schedulers import JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
+from orchestrator.schedulers import OVER, JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
 
 _WITHDRAWN_S = 20.0
 
@@ -107,7 +107,7 @@ def _withdraw(plan: Plan, jobs: dict[str, str], scheduler: Scheduler, journal: J
 
 def _all_over(ids: Sequence[str], scheduler: Scheduler) -> bool | None:
     infos = scheduler.query(ids, fresh=True).values() if ids else ()
-    return all(info.state in (JobState.ENDED, JobState.GONE) for info in infos) or None
+    return all(info.state in OVER for info in infos) or None
 
 
 def _submit(

@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from orchestrator.contract import Outcome, Role
-from orchestrator.schedulers import JobState
+from orchestrator.schedulers import OVER, QUEUED, JobState
 from orchestrator.slurm_reasons import explain, normal
 from orchestrator.why_logs import read_log
 
 SEVERITIES = ("problem", "warning", "note", "ok")
 _SLURM_WORDS = ("squeue", "scontrol", "sinfo", "sacctmgr", "sacct", "sbatch")
-_OVER = (JobState.ENDED, JobState.GONE)
 _FULL_SHARE, _FULL_BYTES = 0.02, 1 << 30
 
 
@@ -63,11 +62,11 @@ class JobFacts:
 
     @property
     def over(self) -> bool:
-        return self.state in _OVER
+        return self.state in OVER
 
     @property
     def waits(self) -> bool:
-        return self.state in (JobState.PENDING, JobState.HELD)
+        return self.state in QUEUED
 
 
 @dataclass(frozen=True, kw_only=True)

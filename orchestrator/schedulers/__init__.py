@@ -25,6 +25,8 @@ from typing import Protocol
 from orchestrator.errors import OrchestrateError
 
 __all__ = [
+    "OVER",
+    "QUEUED",
     "JobInfo",
     "JobSpec",
     "JobState",
@@ -58,6 +60,10 @@ class JobState(StrEnum):
     ENDED = "ended"
     UNKNOWN = "unknown"  # the scheduler did not answer: nobody may conclude anything from it
     GONE = "gone"  # the scheduler answered, and no longer knows the job
+
+
+QUEUED = (JobState.PENDING, JobState.HELD)
+OVER = (JobState.ENDED, JobState.GONE)
 
 
 @dataclass(frozen=True)

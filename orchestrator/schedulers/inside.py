@@ -19,7 +19,7 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
-from orchestrator.schedulers import JobState, Scheduler
+from orchestrator.schedulers import QUEUED, JobState, Scheduler
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.slurm import SlurmScheduler
 from orchestrator.schedulers.slurm_commands import Commands
@@ -97,7 +97,7 @@ class SlurmInside:
         said = self._details(job_id)
         if not said:
             return None
-        if state_of(said.get("JobState", "")) in (JobState.PENDING, JobState.HELD):
+        if state_of(said.get("JobState", "")) in QUEUED:
             return True
         counted = said.get("Restarts", "")
         return int(counted) > restarts if counted.isdigit() else None

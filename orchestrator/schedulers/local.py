@@ -30,7 +30,15 @@ from pathlib import Path
 from orchestrator.durable import fsync_directory, read_bytes
 from orchestrator.processes import Process, is_above
 from orchestrator.records import Env
-from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, RequeueRefused, SchedulerError
+from orchestrator.schedulers import (
+    OVER,
+    JobInfo,
+    JobSpec,
+    JobState,
+    OwnJob,
+    RequeueRefused,
+    SchedulerError,
+)
 from orchestrator.schedulers.local_files import JobFiles, JobRecord, LocalSpec, start_supervisor
 
 _ACKNOWLEDGE_S, _START_S = 2.0, 30.0
@@ -141,7 +149,7 @@ class LocalScheduler:
 
     def mine(self) -> list[OwnJob]:
         infos = [self._info(str(number)) for number in sorted(self._numbers())]
-        return [self._own(info) for info in infos if info.state not in (JobState.ENDED, JobState.GONE)]
+        return [self._own(info) for info in infos if info.state not in OVER]
 
     def stale(self) -> list[OwnJob]:
         """Jobs that nobody looks after any more although their record says that they live."""
@@ -187,7 +195,7 @@ class LocalScheduler:
     def _ask(self, job_id: str, verb: str, what: str, argument: str = "") -> None:
         """Leave a request and wait, briefly, until the supervisor has taken it."""
         info = self._info(job_id)
-        if info.state in (JobState.GONE, JobState.ENDED):
+        if info.state in OVER:
             why = info.reason or info.raw.lower()
             raise SchedulerError(f"cannot {what} job {job_id}: it is over ({why})")
         files = self._files(job_id)

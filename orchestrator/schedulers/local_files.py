@@ -35,7 +35,7 @@ from typing import Any
 from orchestrator.durable import publish_bytes, read_bytes
 from orchestrator.processes import Process
 from orchestrator.records import Record
-from orchestrator.schedulers import JobSpec, JobState
+from orchestrator.schedulers import QUEUED, JobSpec, JobState
 
 _PACKAGE_ROOT = Path(__file__).absolute().parents[2]
 
@@ -62,7 +62,7 @@ class JobRecord(Record):
 
     @property
     def queued(self) -> bool:
-        return self.state in (JobState.PENDING, JobState.HELD)
+        return self.state in QUEUED
 
     def alive(self) -> bool | None:
         """Whether a process still looks after the job: True, False, or None where it cannot be seen."""

@@ -36,7 +36,6 @@ from orchestrator.schedulers.slurm_cache import Cache
 from orchestrator.schedulers.slurm_commands import Answer, Commands, LocalCommands, installed
 from orchestrator.schedulers.slurm_text import Check, Trouble
 
-_OVER = (JobState.ENDED, JobState.GONE)
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 _ASK_ALONE = 4
 

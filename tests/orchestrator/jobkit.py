@@ -32,14 +32,13 @@ from orchestrator.contract import (
     wait_for,
 )
 from orchestrator.processes import Process, descendants, labelled
-from orchestrator.schedulers import JobInfo, JobSpec, JobState
+from orchestrator.schedulers import OVER, JobInfo, JobSpec, JobState
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.local_files import JobFiles, JobRecord
 from orchestrator.successor import spec_record
 
 REPOSITORY = Path(__file__).parents[2]
 SERVER = Path(__file__).with_name("small_server.py")
-OVER = (JobState.ENDED, JobState.GONE)
 
 
 def until(check: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:

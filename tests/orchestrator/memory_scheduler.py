@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.schedulers import JobInfo, JobSpec, JobState, OwnJob, SchedulerError
+from orchestrator.schedulers import OVER, JobInfo, JobSpec, JobState, OwnJob, SchedulerError
 
 
 @dataclass
@@ -63,9 +63,8 @@ class MemoryScheduler:
         return next((i for i, spec in self.specs.items() if spec.token == token), None)
 
     def mine(self) -> list[OwnJob]:
-        over = (JobState.ENDED, JobState.GONE)
         return [
             OwnJob(self.jobs[i], spec.run_dir.name, spec.role, spec.token, str(spec.run_dir))
             for i, spec in self.specs.items()
-            if self.jobs[i].state not in over
+            if self.jobs[i].state not in OVER
         ]

@@ -18,12 +18,11 @@ from typing import Any
 from cluster import Cluster
 
 from orchestrator.contract import RunDirectory
-from orchestrator.schedulers import JobInfo, JobSpec, JobState
+from orchestrator.schedulers import OVER, JobInfo, JobSpec, JobState
 from orchestrator.schedulers.slurm import SlurmScheduler
 from orchestrator.schedulers.slurm_commands import TIMED_OUT, Answer
 
 STAND_INS = Path(__file__).with_name("stand_ins")
-OVER = (JobState.ENDED, JobState.GONE)
 
 
 class Over:

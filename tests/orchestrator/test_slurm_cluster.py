@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from slurmkit import OVER, Desk
+from slurmkit import Desk
 
-from orchestrator.schedulers import JobState, RequeueRefused, SchedulerError
+from orchestrator.schedulers import OVER, JobState, RequeueRefused, SchedulerError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
