@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,10 +163,7 @@ def labelled(name: str, value: str) -> list[int]:
 def labels(name: str) -> dict[int, str]:
     """{pid: value} of every live process that was started with this variable; see `labelled`."""
     wanted = f"{name}=".encode()
-    above, pid = {os.getpid()}, os.getppid()
-    while pid > 1 and pid not in above:
-        above.add(pid)
-        pid = _parent(pid)
+    above = {os.getpid(), *_ancestors()}
     found = {p: [v for v in _environ(p) if v.startswith(wanted)] for p in _pids() if p not in above}
     return {p: os.fsdecode(v[0][len(wanted) :]) for p, v in found.items() if v and start_time(p)}
 
@@ -225,12 +222,17 @@ def _parent(pid: int) -> int:
     return int(fields[_PARENT]) if fields else 0
 
 
+def _ancestors() -> Iterator[int]:
+    """The parent of this process, its parent, and so on, without init."""
+    pid = os.getppid()
+    while pid > 1:
+        yield pid
+        pid = _parent(pid)
+
+
 def is_above(pid: int) -> bool:
     """Whether a process is the parent of this one, or of its parent, and so on."""
-    above = os.getppid()
-    while above > 1 and above != pid:
-        above = _parent(above)
-    return above == pid
+    return pid in _ancestors()
 
 
 def end_descendants(grace_s: float, spare: Collection[int] = (), without: Collection[int] = ()) -> bool:
