@@ -53,9 +53,10 @@ from orchestrator.records import (
     Superseded,
     WaitTimeout,
 )
-from orchestrator.waiting import Heartbeat, Pulse, wait_for
+from orchestrator.waiting import MISSED_BEATS, Heartbeat, Pulse, wait_for
 
 __all__ = [
+    "MISSED_BEATS",
     "CompleteFlag",
     "ContractError",
     "Env",

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.command import reaping
 from orchestrator.contract import (
+    MISSED_BEATS,
     CompleteFlag,
     JobStatus,
     Outcome,
@@ -166,7 +167,7 @@ class Peer:
         if info is None or info.state in OVER:
             return False
         waits = info.state in QUEUED
-        return waits or self.pulse.still_for() >= 2.5 * self.settings.heartbeat_every
+        return waits or self.pulse.still_for() >= MISSED_BEATS * self.settings.heartbeat_every
 
     def info(self) -> JobInfo | None:
         """The scheduler's word, at most `query_every` seconds old; None without a scheduler or a job id."""
@@ -186,7 +187,7 @@ class Peer:
         if info is None or info.state not in OVER:
             return ""
         known = info.state == JobState.ENDED and not self.run.latest_attempt(self.role)
-        beats = 0.0 if known else 2.5 if info.state == JobState.ENDED else 9.0
+        beats = 0.0 if known else MISSED_BEATS if info.state == JobState.ENDED else 9.0
         if still < beats * self.settings.heartbeat_every:
             return ""
         why = info.reason or info.raw.lower() or "no longer known to the scheduler"

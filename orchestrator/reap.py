@@ -27,7 +27,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator import runs
-from orchestrator.contract import CompleteFlag, Env, Manifest, Outcome, Role, RunDirectory, wait_for
+from orchestrator.contract import (
+    MISSED_BEATS,
+    CompleteFlag,
+    Env,
+    Manifest,
+    Outcome,
+    Role,
+    RunDirectory,
+    wait_for,
+)
 from orchestrator.errors import OrchestrateError
 from orchestrator.processes import Process, end_all, labels
 from orchestrator.schedulers import OVER, QUEUED, JobState, OwnJob, Scheduler, SchedulerError, open_scheduler
@@ -36,8 +45,6 @@ from orchestrator.why_facts import watch
 
 LAUNCHING_S = 600.0
 """A launcher on another host that has not submitted the second job after so long is dead."""
-BEATS = 2.5
-"""A heartbeat that misses so many beats, while we watch, stands still."""
 _SWEEP_S, _END_S, _GRACE_S = 120.0, 60.0, 10.0
 _PACKAGES = Path(__file__).absolute().parents[1]
 
@@ -103,7 +110,7 @@ def verdict(sight: Sight) -> tuple[bool, str]:
         return False, "its run goes on"
     if state in QUEUED:
         return True, over
-    if sight.still_s >= BEATS * sight.beat_s:
+    if sight.still_s >= MISSED_BEATS * sight.beat_s:
         return True, f"{over}, and for {sight.still_s:.0f} s it gave no sign of life"
     return False, f"{over}, but it is alive: it winds up by itself"
 
@@ -170,7 +177,7 @@ def _sight(own: OwnJob, mine: Sequence[OwnJob], scheduler: Scheduler, watch_s: f
         beat_s=beat,
     )
     if own.info.state == JobState.RUNNING and (sight.complete or sight.peer_over):
-        seconds = BEATS * beat if watch_s is None else watch_s
+        seconds = MISSED_BEATS * beat if watch_s is None else watch_s
         return dataclasses.replace(sight, still_s=watch(run, [own.role], seconds).get(own.role, 0.0))
     return sight
 

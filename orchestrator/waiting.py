@@ -23,6 +23,10 @@ from orchestrator.records import PeerGone, WaitTimeout
 
 T = TypeVar("T")
 
+MISSED_BEATS = 2.5
+"""A heartbeat without a change for so many intervals stands still: one beat may fail on a filesystem that
+hiccups, and the next be late by the half."""
+
 
 def wait_for(
     check: Callable[[], T | None],
