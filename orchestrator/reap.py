@@ -219,19 +219,29 @@ def _records(scheduler: LocalScheduler, only: RunDirectory | None) -> list[Lefto
 
 def _processes(everyone: Iterable[RunDirectory], found: Found) -> list[Leftover]:
     """Processes of this node that carry the label of a job that is over, by its scheduler's word."""
-    by_pid, jobs = labels(Env.RUN_DIR), labels(Env.JOB_ID)
     known = {str(run.root): run for run in everyone}
     left: list[Leftover] = []
-    for root in sorted({by_pid[pid] for pid in by_pid if pid in jobs} & known.keys()):
-        for job_id in sorted({jobs[p] for p in by_pid if by_pid[p] == root and jobs.get(p)}):
-            pids = tuple(sorted(p for p in by_pid if by_pid[p] == root and jobs.get(p) == job_id))
-            over, why = _job_over(known[root], job_id)
-            item = Leftover("process", f"{len(pids)} processes of job {job_id}", why, root, job_id, pids=pids)
-            if over:
-                left.append(item)
-            elif over is None:
-                found.kept.append(item)
+    for (root, job_id), pids in sorted(_by_job().items()):
+        if root not in known:
+            continue
+        over, why = _job_over(known[root], job_id)
+        what = f"{len(pids)} processes of job {job_id}"
+        item = Leftover("process", what, why, root, job_id, pids=tuple(sorted(pids)))
+        if over:
+            left.append(item)
+        elif over is None:
+            found.kept.append(item)
     return left
+
+
+def _by_job() -> dict[tuple[str, str], list[int]]:
+    """{(run directory, job id): pids} of the live processes of this node that carry both labels."""
+    found: dict[tuple[str, str], list[int]] = {}
+    jobs = labels(Env.JOB_ID)
+    for pid, root in labels(Env.RUN_DIR).items():
+        if job_id := jobs.get(pid):
+            found.setdefault((root, job_id), []).append(pid)
+    return found
 
 
 def _job_over(run: RunDirectory, job_id: str) -> tuple[bool | None, str]:
@@ -319,12 +329,7 @@ def _end_processes(item: Leftover, runs_dir: Path) -> None:
     run = RunDirectory(item.run_dir)
 
     def left() -> list[int]:
-        ours = labels(Env.JOB_ID)
-        return [
-            p
-            for p, root in labels(Env.RUN_DIR).items()
-            if root == item.run_dir and ours.get(p) == item.job_id
-        ]
+        return _by_job().get((item.run_dir, item.job_id), [])
 
     if not end_all(left, _GRACE_S):
         raise OrchestrateError(f"processes that cannot be killed: {left()}")
