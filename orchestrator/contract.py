@@ -231,6 +231,11 @@ class RunDirectory:
         """The timeline file of one writer. `writer` tells two processes of one role apart."""
         return EventLog(self.events / f"{writer or role}.jsonl", role)
 
+    def events_of_caller(self, name: str) -> EventLog:
+        """A timeline file of this call alone: several people may act on one run at once, from any host."""
+        writer = f"{name}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        return self.events_of(Role.LAUNCHER, writer)
+
     def timeline(self) -> list[Event]:
         """Every event of every writer, in order of time."""
         rows = [row for path in sorted(self.events.glob("*.jsonl")) for row in read_json_lines(path)]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -355,6 +354,5 @@ def _scheduler_of(item: Leftover, runs_dir: Path) -> Scheduler:
 
 
 def _note(run: RunDirectory, item: Leftover) -> None:
-    writer = f"reap-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     with contextlib.suppress(OSError):
-        run.events_of(Role.LAUNCHER, writer).add("reaped", kind=item.kind, of=item.what, why=item.why)
+        run.events_of_caller("reap").add("reaped", kind=item.kind, of=item.what, why=item.why)

@@ -24,7 +24,6 @@ import secrets
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,9 +280,7 @@ def _keep(run: RunDirectory, life: int) -> None:
 
 
 def _say(prepared: Prepared) -> None:
-    run = prepared.run
-    writer = f"resume-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    run.events_of(Role.LAUNCHER, writer).add(
+    prepared.run.events_of_caller("resume").add(
         "resumed",
         checkpoint=prepared.checkpoint,
         changed=sorted(prepared.changed),

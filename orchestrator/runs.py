@@ -15,9 +15,6 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -298,7 +295,7 @@ def cancel(
     ids = [job.job_id for job in before.jobs if job.job_id and job.state != JobState.GONE]
     if before.is_over:
         return before
-    _note(run, ids)
+    run.events_of_caller("cancel").add("cancel", jobs=ids)
     scheduler.cancel(ids)
     try:
         after = wait_for(
@@ -320,12 +317,6 @@ def _over(run: RunDirectory, scheduler: Scheduler, watch: Callable[[RunView], ob
     now = view(run, scheduler)
     watch(now)
     return now if all(job.state in OVER for job in now.jobs) else None
-
-
-def _note(run: RunDirectory, ids: list[str]) -> None:
-    """Say in the timeline who asked, in a file that only this process writes."""
-    writer = f"cancel-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    run.events_of(Role.LAUNCHER, writer).add("cancel", jobs=ids)
 
 
 def _record_cancelled(run: RunDirectory, now: RunView) -> None:
