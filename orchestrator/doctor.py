@@ -14,7 +14,6 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shlex
 import shutil
@@ -28,7 +27,7 @@ from typing import Any
 from orchestrator import checks_files, checks_node, checks_site
 from orchestrator.checks import Check, fail, ok, warn
 from orchestrator.contract import Role, publish_bytes
-from orchestrator.launch import PASSED
+from orchestrator.launch import passed
 from orchestrator.plan import Context, PlannedJob, make_plan
 from orchestrator.probe import Folder
 from orchestrator.schedulers import OVER, QUEUED, JobInfo, JobSpec, Scheduler, SchedulerError
@@ -105,8 +104,7 @@ class Probe:
                 root.parent.rmdir()
 
     def _submit(self, folder: Folder, jobs: dict[str, str]) -> None:
-        seen = {name: os.environ[name] for name in PASSED if name in os.environ}
-        context = Context(run_dir=folder.root, code=folder.code, python=sys.executable, environ=seen)
+        context = Context(run_dir=folder.root, code=folder.code, python=sys.executable, environ=passed())
         plan = make_plan(small(self.config), context)
         for role in ROLES:
             self.say(f"submitting the probe of the {role} partition")

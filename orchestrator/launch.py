@@ -62,6 +62,11 @@ _LOCAL_PATHS = (
 )
 
 
+def passed() -> dict[str, str]:
+    """What a job gets of the launching shell's environment."""
+    return {name: os.environ[name] for name in PASSED if name in os.environ}
+
+
 @dataclass(frozen=True)
 class Request:
     """What is to be launched. `runtime` is the server of a --runtime-url, already checked."""
@@ -155,7 +160,7 @@ def _context(request: Request, run_dir: Path, from_checkout: bool) -> Context:
         python=sys.executable,
         snapshot=from_checkout,
         mode=request.mode,
-        environ={name: os.environ[name] for name in PASSED if name in os.environ},
+        environ=passed(),
     )
 
 

@@ -33,7 +33,7 @@ from orchestrator.config import Entry, Resolved, dump, from_assignments, from_ya
 from orchestrator.contract import CompleteFlag, JobStatus, Manifest, Outcome, Role, RunDirectory
 from orchestrator.durable import fsync_directory, publish_bytes, read_bytes
 from orchestrator.errors import ConfigError, OrchestrateError
-from orchestrator.launch import PASSED, absolute, check_files, masked, secrets_of
+from orchestrator.launch import absolute, check_files, masked, passed, secrets_of
 from orchestrator.peer import runtime_health
 from orchestrator.plan import Context, Plan, environment_file, make_plan
 from orchestrator.processes import Process
@@ -221,7 +221,7 @@ def _context(run: RunDirectory, manifest: Manifest) -> Context:
         snapshot=snapshot,
         mode=manifest.mode,
         number=1 + max(numbers, default=0),
-        environ={name: os.environ[name] for name in PASSED if name in os.environ},
+        environ=passed(),
     )
 
 
