@@ -10,7 +10,6 @@ What it does not do
 
 from __future__ import annotations
 
-import getpass
 import importlib.util
 import os
 import platform
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from orchestrator.checks import Check, fail, ok, warn
 from orchestrator.checks_files import mount_of
+from orchestrator.surroundings import user_name
 
 NEEDED = {"runtime": ("fastapi", "uvicorn", "podman", "pydantic"), "training": ("torch", "transformers")}
 NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "ceph", "afs")
@@ -154,7 +154,7 @@ def user_namespaces() -> Iterator[Check]:
 
 def _subordinate() -> Iterator[Check]:
     """Without a range Podman still works with a single id, but files of other users in images do not."""
-    user = getpass.getuser()
+    user = user_name()
     counts = {name: subids(_read(f"/etc/{name}"), user, os.getuid()) for name in ("subuid", "subgid")}
     helpers = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
     few = [f"{name}: {count}" for name, count in counts.items() if count < 65536]
