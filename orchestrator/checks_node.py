@@ -22,11 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator.checks import Check, fail, ok, warn
-from orchestrator.checks_files import mount_of
+from orchestrator.checks_files import SHARED, mount_of
 from orchestrator.surroundings import user_name
 
 NEEDED = {"runtime": ("fastapi", "uvicorn", "podman", "pydantic"), "training": ("torch", "transformers")}
-NETWORK = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cifs", "ceph", "afs")
 _INSTALL = "pip install 'orchestrate-rl[{}]' for the interpreter of the jobs ({}.python)"
 _EXTRA = {"runtime": "server", "training": "trainer"}
 
@@ -61,7 +60,7 @@ def _scratch() -> Iterator[Check]:
     kind, _ = mount_of(folder.resolve(), Path("/proc/self/mounts").read_text())
     free = shutil.disk_usage(folder).free / (1 << 30)
     text = f"{folder} is on {kind or '?'}, {free:,.1f} GiB free"
-    if kind in NETWORK:
+    if kind in SHARED:
         yield fail("scratch", text, "containers need a node-local disk: set runtime.state_dir to one")
     elif free < 5:
         yield warn("scratch", text, "images and containers need room: set runtime.state_dir to a larger disk")
