@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     import ast
 
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
-_PATTERNS = {
-    r"^[A-Za-z0-9._-]{1,40}$": "1 to 40 letters, digits, dots, dashes or underscores",
-    r"^[A-Z0-9]+@\d+$": "SIGNAL@SECONDS, like USR1@90",
-}
+_PATTERNS = {r"^[A-Za-z0-9._-]{1,40}$": "1 to 40 letters, digits, dots, dashes or underscores"}
 
 
 @dataclass(frozen=True)
