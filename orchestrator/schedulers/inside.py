@@ -22,8 +22,8 @@ from typing import Protocol
 from orchestrator.schedulers import QUEUED, JobState, Scheduler
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.slurm import SlurmScheduler
-from orchestrator.schedulers.slurm_commands import Commands
-from orchestrator.schedulers.slurm_text import fields, state_of
+from orchestrator.schedulers.slurm_commands import Commands, job_details
+from orchestrator.schedulers.slurm_text import base, state_of
 
 ASK_S = 6.0
 """The longest wait for one answer: after TERM a job has 30 s."""
@@ -94,7 +94,7 @@ class SlurmInside:
         restarts are counted already while its present life still ends."""
         if "_" in job_id:
             return self._tasks_to_come(job_id)
-        said = self._details(job_id)
+        said = job_details(self.commands, job_id, ASK_S)
         if not said:
             return None
         if state_of(said.get("JobState", "")) in QUEUED:
@@ -103,8 +103,7 @@ class SlurmInside:
         return int(counted) > restarts if counted.isdigit() else None
 
     def _tasks_to_come(self, job_id: str) -> bool | None:
-        base = job_id.partition("_")[0]
-        argv = ["squeue", "-h", "-r", "-t", "PENDING", "-o", "%i", "-j", base]
+        argv = ["squeue", "-h", "-r", "-t", "PENDING", "-o", "%i", "-j", base(job_id)]
         answer = self.commands.run(argv, timeout=ASK_S)
         return (
             None
@@ -113,14 +112,13 @@ class SlurmInside:
         )
 
     def preempted(self, job_id: str) -> bool:
-        said = self._details(job_id)
+        said = job_details(self.commands, job_id, ASK_S)
         return said.get("JobState") == "RUNNING" and said.get("PreemptTime", "None") not in ("None", "N/A")
 
     def cancel_pending(self, job_id: str) -> None:
         """By the base id and the state: the id of a task alone would not say the others."""
         if re.fullmatch(r"\d+_\d+", job_id):
-            base = job_id.partition("_")[0]
-            self.commands.run(["scancel", "--state=PENDING", base], timeout=ASK_S)
+            self.commands.run(["scancel", "--state=PENDING", base(job_id)], timeout=ASK_S)
 
     def hosts(self) -> list[str]:
         nodes = self.environ.get("SLURM_JOB_NODELIST", "")
@@ -136,7 +134,3 @@ class SlurmInside:
         each = [f"--cpus-per-task={cpus}"] if cpus else []
         fate = ["--kill-on-bad-exit=1", "--wait=60"]
         return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *each, *fate]
-
-    def _details(self, job_id: str) -> dict[str, str]:
-        answer = self.commands.run(["scontrol", "-o", "show", "job", job_id], timeout=ASK_S)
-        return fields(answer.out) if answer.rc == 0 else {}

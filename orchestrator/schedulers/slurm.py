@@ -33,7 +33,7 @@ from orchestrator.schedulers import (
 )
 from orchestrator.schedulers import slurm_text as text
 from orchestrator.schedulers.slurm_cache import Cache
-from orchestrator.schedulers.slurm_commands import Answer, Commands, LocalCommands, installed
+from orchestrator.schedulers.slurm_commands import Answer, Commands, LocalCommands, installed, job_details
 from orchestrator.schedulers.slurm_text import Check, Trouble
 
 _JOB_ID = re.compile(r"\d+(_\d+)?")
@@ -181,7 +181,7 @@ class SlurmScheduler:
         """With its exit code, which squeue does not tell."""
         if info.state != JobState.ENDED:
             return info
-        said = self.details(info.task or info.job_id)
+        said = job_details(self.commands, info.task or info.job_id, self.timeout_s)
         return replace(info, exit_code=text.exit_code(said.get("ExitCode", "")))
 
     def _purged(self, ids: Sequence[str]) -> dict[str, JobInfo]:
@@ -199,12 +199,6 @@ class SlurmScheduler:
         if "accounting storage is disabled" in answer.err.lower() or answer.rc == 127:
             self._accounting = False
         return answer if answer.rc == 0 else None
-
-    def details(self, job_id: str) -> dict[str, str]:
-        """Everything that the controller tells of one job, by Slurm's own names; {} without an answer."""
-        argv = ["scontrol", "-o", "show", "job", job_id]
-        answer = self.commands.run(argv, timeout=self.timeout_s)
-        return text.fields(answer.out) if answer.rc == 0 else {}
 
     def mine(self) -> list[OwnJob]:
         return text.own(self._ask(["squeue", "-h", "-r", "--me", "-o", text.SQUEUE_OWN]).out)

@@ -6,7 +6,7 @@ What it is
     the same calls to a login node; nobody above this file knows the difference.
 
 What it does not do
-    It understands no answer (`slurm_text` does) and retries nothing (`slurm` does). Standard library only.
+    It understands no answer (`slurm_text` does) and retries nothing (`slurm` does).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from orchestrator.schedulers.slurm_text import fields
 
 NOT_FOUND, TIMED_OUT = 127, 124
 """Return codes of our own, the shell's and timeout(1)'s."""
@@ -111,6 +113,12 @@ def _kill(process: subprocess.Popen[str]) -> tuple[str, str]:
         return process.communicate(timeout=2.0)
     except (subprocess.TimeoutExpired, ValueError):  # a grandchild holds the pipes, or they are closed
         return "", ""
+
+
+def job_details(commands: Commands, job_id: str, timeout: float) -> dict[str, str]:
+    """Everything that the controller tells of one job, by Slurm's own names; {} without an answer."""
+    answer = commands.run(["scontrol", "-o", "show", "job", job_id], timeout=timeout)
+    return fields(answer.out) if answer.rc == 0 else {}
 
 
 def environment(ours: Mapping[str, str]) -> dict[str, str]:
