@@ -124,7 +124,8 @@ def work(run: RunDirectory, config: Config) -> int:
         code, reason = code_of(error), str(error)
         print(f"error: {error}", file=sys.stderr)
     except Exception as error:
-        # Whatever it is, the summary must not stay that of an earlier attempt.
+        # As broad as can be, for it is raised again: whatever it was, the summary must not stay that of an
+        # earlier attempt.
         summarise(run, f"{type(error).__name__}: {error}", start)
         raise
     summarise(run, reason, start)

@@ -110,6 +110,7 @@ class Rollouts:
                     if place.number not in found
                 }
         except BaseExceptionGroup as errors:
+            # Of any kind, `Interrupted` too, which is no Exception: callers know plain errors, not groups.
             # The first one is the cause; the others were cancelled for it, or say the same.
             raise _first(errors) from errors
         found |= {number: task.result() for number, task in running.items()}

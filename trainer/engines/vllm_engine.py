@@ -138,10 +138,10 @@ class VllmEngine:
         llm = self._alive().llm
         try:
             self._update(llm)
-        except Exception:  # whatever it was: try once more, and the second failure tells
+        except Exception:  # vLLM passes on whatever its worker raised; a whole second one may mend it
             try:
                 self._update(llm)
-            except Exception as error:
+            except Exception as error:  # as broad: sampling from half-loaded weights would be silent
                 raise EngineDied(f"the weights could not be brought into vLLM: {error!r}") from error
         llm.set_weight_version(str(version))
         if not llm.reset_prefix_cache(reset_running_requests=True):
