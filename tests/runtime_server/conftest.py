@@ -1,3 +1,8 @@
+"""What tests of the server share: one server per module, and for each test a client and a sandbox of it.
+
+A module with a `server` of its own gets clients and sandboxes of that one.
+"""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator

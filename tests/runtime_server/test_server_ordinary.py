@@ -8,7 +8,7 @@ import shutil
 import signal
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,18 +60,6 @@ def server(user: Ordinary) -> Iterator[Server]:
     yield running
     assert running.stop() == 0
     assert traces(folders) == [] and user.processes() == {}
-
-
-@pytest.fixture
-async def client(server: Server) -> AsyncIterator[Client]:
-    async with server.client() as client:
-        yield client
-
-
-@pytest.fixture
-async def sandbox(client: Client) -> AsyncIterator[BoundSandbox]:
-    async with client.sandbox() as sandbox:
-        yield sandbox
 
 
 async def _says(sandbox: BoundSandbox, command: str) -> str:

@@ -1,3 +1,5 @@
+"""What tests of the agent share; `agentkit` is how they speak to it."""
+
 from __future__ import annotations
 
 import subprocess
