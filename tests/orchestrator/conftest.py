@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from jobkit import HANG, Pair, program
 from memory_scheduler import MemoryScheduler
+from slurm_fakes import Fakes
 
 from orchestrator.config import load
 from orchestrator.launch import Request
+from orchestrator.schedulers.slurm import SlurmScheduler
+from orchestrator.schedulers.slurm_commands import LocalCommands
 
 
 @pytest.fixture
@@ -61,3 +64,24 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
     yield made
     for pair in pairs:
         pair.clean()
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """Slurm's commands as executables, first on PATH, that replay what a test tells them."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    made = Fakes(folder)
+    monkeypatch.setenv("PATH", f"{made.bin}:/usr/bin:/bin")
+    return made
+
+
+@pytest.fixture
+def slurm(fakes: Fakes) -> SlurmScheduler:
+    return SlurmScheduler(LocalCommands(), patience_s=20, timeout_s=20)
+
+
+@pytest.fixture
+def hasty(fakes: Fakes) -> SlurmScheduler:
+    """For what fails in the end."""
+    return SlurmScheduler(LocalCommands(), patience_s=1.2, timeout_s=20)

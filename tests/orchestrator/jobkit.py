@@ -2,7 +2,8 @@
 
 What it is
     `Bench` makes job scripts and submits them; `Pair` is a run of two jobs, with the project's own stubs,
-    a sandbox server of thirty lines (`small_server.py`) and any command as the trainer.
+    a stand-in for the sandbox server (`stand_ins`) and any command as the trainer. `python_with` is for
+    runs that name no commands.
 
 What it does not do
     Nothing is replaced: scheduler, stubs, wrapper, signals and HTTP are the real ones.
@@ -38,7 +39,8 @@ from orchestrator.schedulers.local_files import JobFiles, JobRecord
 from orchestrator.successor import spec_record
 
 REPOSITORY = Path(__file__).parents[2]
-SERVER = Path(__file__).with_name("small_server.py")
+STAND_INS = Path(__file__).with_name("stand_ins")
+SERVER = STAND_INS / "runtime_server" / "__main__.py"
 
 
 def until(check: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
@@ -296,6 +298,19 @@ HANG = "up()\ntime.sleep(1000)"
 
 def program(body: str) -> list[str]:
     return [sys.executable, "-c", TRAIN + body]
+
+
+def python_with(folder: Path, trainer: str) -> Path:
+    """A Python that finds the stand-in server and this trainer before the real ones."""
+    package = folder / "small" / "trainer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(trainer)
+    script = folder / "python"
+    paths = f"{folder}/small:{STAND_INS}"
+    script.write_text(f'#!/bin/bash\nPYTHONPATH={paths}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
 
 
 Case = TypeVar("Case")

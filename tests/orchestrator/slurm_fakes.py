@@ -53,6 +53,22 @@ class Reply:
 DOWN = Reply(1, err="slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n")
 NO_SUCH_ID = Reply(1, err="slurm_load_jobs error: Invalid job id specified\n")
 NO_ACCOUNTING = Reply(1, err="Slurm accounting storage is disabled\n")
+LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+
+# What `scontrol -o show job` prints, of several releases.
+RECORDS = [
+    "JobId=7 JobName=a b UserId=me(1000) GroupId=me(1000) MCS_label=N/A Priority=1 Nice=0 "
+    "Account=(null) QOS=normal JobState=FAILED Reason=NonZeroExitCode Dependency=(null) Requeue=1 "
+    "Restarts=0 BatchFlag=1 Reboot=0 ExitCode=7:0 RunTime=00:00:01 TRES=cpu=1,node=1 "
+    "Comment=run=r1;role=x;token=t Command=/a b/x.sh",
+    "JobId=58 ArrayJobId=58 ArrayTaskId=2 JobName=x JobState=COMPLETED Reason=None ExitCode=0:0 "
+    "NtasksPerN:B:S:C=0:0:*:1 ReqB:S:C:T=0:0:*:* TresPerNode=gres/gpu:1",
+]
+
+
+def row(job_id: str, word: str, reason: str = "None", nodes: str = "", left: str = "1:00:00") -> str:
+    """One job as `squeue` prints it."""
+    return f"{job_id}|{word}|{nodes}|{left}|(null)|{reason}\n"
 
 
 class Fakes:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Cluster
+from jobkit import STAND_INS
 
 from orchestrator.contract import RunDirectory
 from orchestrator.schedulers import OVER, JobInfo, JobSpec, JobState
 from orchestrator.schedulers.slurm import SlurmScheduler
 from orchestrator.schedulers.slurm_commands import TIMED_OUT, Answer
-
-STAND_INS = Path(__file__).with_name("stand_ins")
 
 
 class Over:

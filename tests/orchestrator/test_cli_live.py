@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jobkit import python_with
 
 from orchestrator.contract import Env, ReadyFlag, Result, Role, RunDirectory, wait_for
 from orchestrator.processes import labelled
 from orchestrator.runs import list_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SERVER = Path(__file__).with_name("small_server.py")
 
 TRAINER = """
 import json, os, sys, time
@@ -38,16 +38,7 @@ sys.exit(int(os.environ.get("TRAINER_EXITS", "0")))
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A Python that finds the small server and trainer before the real ones."""
-    for package, code in (("runtime_server", SERVER.read_text()), ("trainer", TRAINER)):
-        folder = tmp_path / "small" / package
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").touch()
-        (folder / "__main__.py").write_text(code)
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/bash\nPYTHONPATH={tmp_path}/small:$PYTHONPATH exec {sys.executable} "$@"\n')
-    script.chmod(0o755)
-    return script
+    return python_with(tmp_path, TRAINER)
 
 
 class Shell:

@@ -69,7 +69,7 @@ def test_a_run_that_goes_on_is_kept(make: Callable[..., Pair]) -> None:
 
 
 def test_a_held_job_without_a_runtime_is_shown_then_removed(make: Callable[..., Pair]) -> None:
-    pair = make(server=["--exit", "9"])
+    pair = make()
     pair.start(Role.TRAINING, held=True)
     runtime = pair.submit("exit 9\n")  # died before it could cancel its peer
     entry = {"role": "runtime", "state": "submitted", "job_id": runtime, "token": "t"}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobkit import python_with
 from memory_scheduler import MemoryScheduler
 
 from orchestrator import resume, runs
@@ -34,7 +35,6 @@ from orchestrator.runs import list_runs
 from orchestrator.schedulers import JobState
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SERVER = Path(__file__).with_name("small_server.py")
 Make = Callable[..., Request]
 
 
@@ -193,15 +193,7 @@ for step in range(done, total):
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    for package, code in (("runtime_server", SERVER.read_text()), ("trainer", TRAINER)):
-        folder = tmp_path / "small" / package
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").touch()
-        (folder / "__main__.py").write_text(code)
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/bash\nPYTHONPATH={tmp_path}/small:$PYTHONPATH exec {sys.executable} "$@"\n')
-    script.chmod(0o755)
-    return script
+    return python_with(tmp_path, TRAINER)
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
-"""Stands in the place of the sandbox server in tests of whole launches on a cluster: a server that other
-hosts reach, and no sandboxes. `python -m runtime_server --run-dir R`, found first on PYTHONPATH.
+"""Stands in the place of the sandbox server in tests of whole runs: publishes address, key and flag as the
+real one, answers `/health`, and has no sandboxes.
 
-SERVER_DIES names a file: once it is there, the server dies of SIGKILL.
+`python -m runtime_server --run-dir R` where this package is found first on PYTHONPATH, or as a program.
+Arguments, in any order: `never-ready` (listens, says nothing), `die-before` (exit 3 at once).
+It has a helper in a session of its own, as a container monitor would be. TERM ends it, and the job's end
+the helper. SERVER_DIES names a file: once it is there, the server dies of SIGKILL.
 """
 
 from __future__ import annotations
@@ -46,17 +49,25 @@ def die_when_told() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def publish(host: str, port: int) -> None:
+    url = f"http://{host}:{port}"
+    run.publish(run.runtime_api_key, key, 0o600)
+    run.publish(run.runtime_url, url)
+    flag = ReadyFlag(
+        run_id=run.run_id, attempt=attempt, job_id="", nonce=nonce, host=host, pid=os.getpid(), url=url
+    )
+    run.publish(run.ready_flag, flag)
+
+
+if "die-before" in sys.argv:
+    sys.exit(3)
 if "SERVER_DIES" in os.environ:
     threading.Thread(target=die_when_told, daemon=True).start()
-subprocess.run(["setsid", "--fork", "sleep", "1000"], check=True)  # as a container's monitor would be
-server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler)
+subprocess.run(["setsid", "--fork", "sleep", "1000"], check=True)
+# Other hosts of a cluster must reach it; a machine's own name need not lead anywhere.
+listen, host = ("0.0.0.0", socket.gethostname()) if "SLURM_JOB_ID" in os.environ else ("127.0.0.1",) * 2
+server = http.server.ThreadingHTTPServer((listen, 0), Handler)
 signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-host = socket.gethostname()
-url = f"http://{host}:{server.server_address[1]}"
-run.publish(run.runtime_api_key, key, 0o600)
-run.publish(run.runtime_url, url)
-flag = ReadyFlag(
-    run_id=run.run_id, attempt=attempt, job_id="", nonce=nonce, host=host, pid=os.getpid(), url=url
-)
-run.publish(run.ready_flag, flag)
+if "never-ready" not in sys.argv:
+    publish(host, server.server_address[1])
 server.serve_forever(poll_interval=0.05)
