@@ -1,12 +1,12 @@
 """Which checkpoints a run has, seen from outside the trainer.
 
 What it is
-    Folders `step-NNNNNN` below `training/checkpoints` of the run, or below `trainer.checkpoint_dir` of its
-    frozen configuration. The trainer renames a checkpoint into place when it is whole, so a folder that has
-    its name counts; one that is being written has another.
+    Folders `step-NNNNNN`, or another trainer's `NAME-N`, below `training/checkpoints` of the run, or below
+    `trainer.checkpoint_dir`, which the launcher writes into the manifest. The trainer renames a checkpoint
+    into place when it is whole, so a folder that has its name counts; one that is being written has another.
 
 What it does not do
-    It opens no checkpoint: whether the newest can be loaded is for the trainer to say.
+    It opens no checkpoint: whether the newest can be loaded is for the trainer to say. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,31 +15,22 @@ import contextlib
 import re
 from pathlib import Path
 
-import yaml
+from orchestrator.contract import Manifest, RunDirectory
 
-from orchestrator.contract import RunDirectory, read_bytes
-
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"[^.].*-(\d+)")
 
 
 def folder_of(run: RunDirectory) -> Path:
     """Where the trainer of this run keeps its checkpoints."""
-    with contextlib.suppress(yaml.YAMLError, KeyError, TypeError):
-        chosen = yaml.safe_load(read_bytes(run.config))["trainer"]["checkpoint_dir"]
-        if chosen:
-            return Path(chosen)
-    return run.checkpoints
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint, in order."""
-    with contextlib.suppress(OSError):
-        found = (_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
-        return sorted(int(match[1]) for match in found if match)
-    return []
+    manifest = run.read(run.manifest, Manifest)
+    chosen = manifest.job_settings().checkpoint_dir if manifest else ""
+    return Path(chosen) if chosen else run.checkpoints
 
 
 def newest(run: RunDirectory) -> str:
-    """Name of the newest checkpoint, "" without any."""
-    found = steps(folder_of(run))
-    return f"step-{found[-1]:06d}" if found else ""
+    """Name of the newest checkpoint, by its step number; "" without any."""
+    with contextlib.suppress(OSError):
+        found = [(_NAME.fullmatch(path.name), path) for path in folder_of(run).iterdir() if path.is_dir()]
+        steps = {int(match[1]): path.name for match, path in found if match}
+        return steps[max(steps)] if steps else ""
+    return ""

@@ -18,6 +18,7 @@ import json
 import math
 from typing import Any
 
+from orchestrator import checkpoints
 from orchestrator.contract import (
     CompleteFlag,
     Exit,
@@ -57,7 +58,7 @@ class Again:
     @property
     def progress(self) -> bool:
         """Whether there is a newer checkpoint than at the start of this life."""
-        return newest_checkpoint(self.attempt.run) not in ("", self.newest)
+        return checkpoints.newest(self.attempt.run) not in ("", self.newest)
 
     def refusal(self, asked: bool) -> str:
         """Why the job does not live again; "" when it does."""
@@ -112,14 +113,6 @@ class Again:
             return f"a successor was not submitted: {error}"
         attempt.say("successor_submitted", job_id=job_id)
         return ""
-
-
-def newest_checkpoint(run: RunDirectory) -> str:
-    """Name of the newest checkpoint, by its step number; "" without any."""
-    with contextlib.suppress(OSError):
-        names = [p.name for p in run.checkpoints.iterdir() if p.name.rpartition("-")[2].isdigit()]
-        return max(names, key=lambda name: int(name.rpartition("-")[2]), default="")
-    return ""
 
 
 # --- the end -----------------------------------------------------------------------------------------

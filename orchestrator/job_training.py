@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 
+from orchestrator import checkpoints
 from orchestrator.command import Command, Inbox, how
 from orchestrator.contract import (
     CompleteFlag,
@@ -32,7 +33,7 @@ from orchestrator.contract import (
     read_bytes,
     wait_for,
 )
-from orchestrator.job_again import Again, finish, newest_checkpoint
+from orchestrator.job_again import Again, finish
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
 from orchestrator.job_launch import step_environment, training_argv
 from orchestrator.peer import Peer, RuntimeWatch, Watcher
@@ -58,7 +59,7 @@ class TrainingJob:
         self.watcher = Watcher(self.watch.probe, min(2.0, 4 * self.settings.look_every), inbox.wake)
         self.walltime = Watcher(Walltime(attempt.scheduler, attempt.job_id, self.lead).probe, 5.0, inbox.wake)
         self.summary_before = read_bytes(self.run.summary)
-        self.again = Again(attempt, newest_checkpoint(self.run))
+        self.again = Again(attempt, checkpoints.newest(self.run))
         self.warned_at: float | None = None
 
     @property

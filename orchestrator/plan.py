@@ -149,6 +149,7 @@ def settings_of(config: Config) -> Settings:
         signal_lead=float(config.scheduler.signal.partition("@")[2]),
         runtime_max_restarts=config.runtime.max_restarts,
         failover_timeout=float(config.runtime.failover_timeout),
+        checkpoint_dir=config.trainer.checkpoint_dir,
         checkpoint_signal=config.training.checkpoint_signal,
         launcher=launcher_of(config),
         nodes=config.training.nodes,

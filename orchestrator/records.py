@@ -215,6 +215,7 @@ class Settings(Record):
     runtime_command: list[str] = field(default_factory=list)
     training_command: list[str] = field(default_factory=list)
     sweep_command: list[str] = field(default_factory=list)  # removes what a killed server left on its node
+    checkpoint_dir: str = ""  # where the trainer keeps its checkpoints; "": in the run directory
     checkpoint_signal: str = "USR1"  # how the trainer is told that the walltime is near
     heartbeat_every: float = 10.0
     look_every: float = 0.5  # between looks at the run directory

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from jobkit import REPOSITORY, Pair
 
+from orchestrator import checkpoints
 from orchestrator.contract import (
     CompleteFlag,
     Env,
@@ -24,7 +25,7 @@ from orchestrator.contract import (
     Role,
     RunDirectory,
 )
-from orchestrator.job_again import flat_numbers, newest_checkpoint
+from orchestrator.job_again import flat_numbers
 from orchestrator.peer import ask_health, runtime_health
 from orchestrator.processes import labelled
 
@@ -319,8 +320,13 @@ def test_only_finite_flat_numbers_are_metrics() -> None:
     assert flat_numbers([1]) == {}
 
 
-def test_the_newest_checkpoint_is_the_highest_step(pair: Pair) -> None:
-    assert newest_checkpoint(pair.run) == ""
-    for name in ("step-9", "step-10", "step-x", ".tmp"):
-        (pair.run.checkpoints / name).mkdir(parents=True)
-    assert newest_checkpoint(pair.run) == "step-10"
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_newest_checkpoint_is_the_highest_step(
+    make: Callable[..., Pair], tmp_path: Path, elsewhere: bool
+) -> None:
+    settings = {"checkpoint_dir": str(tmp_path / "elsewhere")} if elsewhere else {}
+    run = make("", **settings).run
+    assert checkpoints.newest(run) == ""
+    for name in ("step-9", "step-10", "step-x", ".tmp", ".saving-step-11"):
+        ((tmp_path / "elsewhere" if elsewhere else run.checkpoints) / name).mkdir(parents=True)
+    assert checkpoints.newest(run) == "step-10"

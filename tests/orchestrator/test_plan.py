@@ -170,6 +170,7 @@ def test_effective_gpus() -> None:
 def test_the_jobs_get_their_settings() -> None:
     settings = plan("runtime.ready_timeout=7m", "runtime.drain_timeout=40").settings
     assert (settings.ready_timeout, settings.stop_timeout, settings.max_restarts) == (420, 45, 10)
+    assert plan("trainer.checkpoint_dir=/big/x").settings.checkpoint_dir == "/big/x"
 
 
 def test_a_plan_is_the_same_twice_and_json() -> None:
