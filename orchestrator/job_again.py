@@ -48,12 +48,12 @@ class Again:
     def after_term(self, asked: bool) -> Ending:
         """TERM came without a warning: requeued from outside, preempted, or cancelled."""
         attempt = self.attempt
-        if attempt.returns():
+        if returns := attempt.returns():
             return Ending(Outcome.REQUEUED, "the scheduler has requeued the job", 143)
         if attempt.inside and not attempt.interactive and attempt.inside.preempted(attempt.job_id):
             return self.after_walltime(asked)
         saved = "; a checkpoint was written" if asked else ""
-        return Ending(Outcome.CANCELLED, STOPPED + saved, 143)
+        return Ending(Outcome.CANCELLED, STOPPED + saved, 143, sure=returns is not None)
 
     @property
     def progress(self) -> bool:
@@ -127,8 +127,7 @@ def finish(attempt: Attempt, ending: Ending, summary_before: bytes = b"") -> int
         return int(ending.exit_code)
     # When the scheduler does not say whether this is the end of the job, nor do we: whoever sees the job
     # over takes the status for its last word, and a next life goes on.
-    unsure = ending.outcome == Outcome.CANCELLED and attempt.returns() is None
-    if unsure or ending.outcome == Outcome.REQUEUED:
+    if not ending.sure or ending.outcome == Outcome.REQUEUED:
         attempt.requeued(ending)
         return int(ending.exit_code)
     result = _result(attempt, ending, summary_before)

@@ -51,6 +51,8 @@ class Ending:
     outcome: Outcome
     reason: str
     exit_code: int
+    sure: bool = True
+    """False when the scheduler did not say whether this is the end of the job, or only of this life."""
 
 
 class Attempt:
@@ -144,9 +146,11 @@ class Attempt:
 
     def stopped(self, warned: bool) -> Ending:
         """How a life ends that got TERM: requeued from outside, out of time, or cancelled."""
-        if self.returns():
+        if returns := self.returns():
             return Ending(Outcome.REQUEUED, "the scheduler has requeued the job", 143)
-        return Ending(Outcome.TIMEOUT, TIMED_OUT, 143) if warned else Ending(Outcome.CANCELLED, STOPPED, 143)
+        if warned:
+            return Ending(Outcome.TIMEOUT, TIMED_OUT, 143)
+        return Ending(Outcome.CANCELLED, STOPPED, 143, sure=returns is not None)
 
     # --- what it says ---
 
