@@ -1,18 +1,24 @@
-"""What the tests of rollouts share: the tiny model, and an engine that follows a script."""
+"""What the tests of rollouts share: the tiny model, a scripted engine, and a real sandbox server."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from trainer.engines import Sample, Sampling
+from trainer.environments.address import Address
+from trainer.environments.sandbox import SandboxEnvironment, connect
 from trainer.model import ByteTokenizer as Bytes
 from trainer.model import tiny_policy
 
-__all__ = ["Bytes", "Scripted", "disturb", "tiny"]
+__all__ = ["Bytes", "Scripted", "Server", "disturb", "tiny"]
 
 
 def tiny(seed: int = 0) -> nn.Module:
@@ -53,3 +59,28 @@ class Scripted:
 
     async def close(self) -> None:
         pass
+
+
+class Server:
+    """`python -m runtime_server`, alone, as somebody would start it by hand."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "runtime_server"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        said: dict[str, str] = {}
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            name, _, value = line.partition(":")
+            said[name] = value.strip()
+            if name == "try":
+                break
+        assert "key" in said, "the server did not start"
+        self.key_file = Path(said["key"])
+        self.address = Address(said["url"], self.key_file.read_text().strip())
+
+    def environment(self) -> SandboxEnvironment:
+        return SandboxEnvironment(lambda: self.address, connect, ttl_s=120, queue_timeout_s=60)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=60)

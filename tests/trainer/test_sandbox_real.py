@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from rollout_kit import Bytes, Scripted
+from rollout_kit import Bytes, Scripted, Server
 
 from trainer.agent import Limits, Shell
 from trainer.engines import Sampling
@@ -22,30 +20,6 @@ from trainer.tasks import lucky_seven
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(180)]
 LIMITS = Limits(2, 40, 16, 256, 60, 1.0, 2.0, 60.0)
-
-
-class Server:
-    """`python -m runtime_server`, alone, as somebody would start it by hand."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "runtime_server"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        said: dict[str, str] = {}
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            name, _, value = line.partition(":")
-            said[name] = value.strip()
-            if name == "try":
-                break
-        assert "key" in said, "the server did not start"
-        self.address = Address(said["url"], Path(said["key"]).read_text().strip())
-
-    def environment(self) -> SandboxEnvironment:
-        return SandboxEnvironment(lambda: self.address, connect, ttl_s=120, queue_timeout_s=60)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
