@@ -61,8 +61,8 @@ class JobView:
 class RunView:
     """A whole run at one moment.
 
-    state: pending, running, ending (a result is written, jobs still wind up), unknown (the scheduler
-    does not answer), or how it ended: success, failed, cancelled, timeout, requeued, peer_gone.
+    state: pending, stranded (nobody is left to start the training), running, ending (a result is written,
+    jobs still wind up), unknown (the scheduler does not answer), or how it ended: success, failed, cancelled, timeout, requeued, peer_gone.
     """
 
     run_id: str
@@ -235,7 +235,21 @@ def _judge(
         return "running", "", None
     if any(job.state == JobState.UNKNOWN for job in jobs):
         return "unknown", f"the {manifest.scheduler} scheduler does not answer; nothing is concluded", None
+    if why := _stranded(jobs):
+        return "stranded", why, None
     return "pending", next((job.reason for job in jobs if job.reason), ""), None
+
+
+def _stranded(jobs: list[JobView]) -> str:
+    """Why the training, which is held until the runtime is ready, will never start; "" while it may."""
+    roles = {job.role: job for job in jobs}
+    runtime, training = roles.get(Role.RUNTIME), roles.get(Role.TRAINING)
+    if runtime is None or training is None or training.state != JobState.HELD:
+        return ""
+    if runtime.state not in OVER or runtime.outcome == Outcome.REQUEUED:
+        return ""
+    why = f" ({runtime.reason})" if runtime.reason else ""
+    return f"the training will never start: the runtime job is over{why}; `orchestrate cancel` ends the run"
 
 
 def _ended_without_result(

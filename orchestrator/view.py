@@ -28,7 +28,7 @@ from orchestrator.schedulers.slurm_text import Check
 
 STYLES = {
     **dict.fromkeys(("success", "ok"), "green"),
-    **dict.fromkeys(("failed", "timeout", "peer_gone"), "bold red"),
+    **dict.fromkeys(("failed", "timeout", "peer_gone", "stranded"), "bold red"),
     **dict.fromkeys(("cancelled", "unknown", "requeued", "gone"), "yellow"),
     **dict.fromkeys(("running", "ending"), "cyan"),
     **dict.fromkeys(("pending", "held", "waiting"), "blue"),

@@ -253,6 +253,18 @@ def test_nothing_is_concluded_from_silence(launched: Launched, memory: MemorySch
     assert runs.view(launched.run, None).state == "unknown"
 
 
+def test_a_held_training_job_without_a_runtime_never_starts(
+    launched: Launched, memory: MemoryScheduler
+) -> None:
+    say(launched.run, "runtime", "ended", "failed", "no room for images")
+    memory.set("runtime", JobState.ENDED, 70)
+    look = runs.view(launched.run, memory)
+    assert look.state == "stranded" and not look.is_over
+    assert "will never start: the runtime job is over (no room for images)" in look.reason
+    memory.set("runtime", JobState.UNKNOWN)
+    assert runs.view(launched.run, memory).state != "stranded"
+
+
 def test_the_end_without_a_result_is_no_success(launched: Launched, memory: MemoryScheduler) -> None:
     memory.set("runtime", JobState.GONE)
     memory.set("training", JobState.ENDED, 0)
