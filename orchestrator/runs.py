@@ -62,7 +62,8 @@ class RunView:
     """A whole run at one moment.
 
     state: pending, stranded (nobody is left to start the training), running, ending (a result is written,
-    jobs still wind up), unknown (the scheduler does not answer), or how it ended: success, failed, cancelled, timeout, requeued, peer_gone.
+    jobs still wind up), unknown (the scheduler does not answer), or how it ended: success, failed,
+    cancelled, timeout, requeued, peer_gone.
     """
 
     run_id: str
