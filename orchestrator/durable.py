@@ -87,10 +87,17 @@ def read_bytes(path: Path, tries: int = 3) -> bytes:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line with a single write to a file that only this process writes."""
+    """Append one line with a single write to a file that only this process writes: all of it, or OSError.
+
+    A filesystem that is nearly full takes a part of a line and says no word; that part is taken back, or the
+    next line would be lost with it.
+    """
+    data = (line.rstrip("\n") + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
-        os.write(descriptor, (line.rstrip("\n") + "\n").encode())
+        if (written := os.write(descriptor, data)) != len(data):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

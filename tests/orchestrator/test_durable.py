@@ -106,3 +106,24 @@ def test_absent_empty_and_torn(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'[1]\n\xff\n{"step": 3')
     assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_line_that_does_not_fit_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """As on a filesystem with room for half of it; the limit on the size of a file cuts a write alike."""
+    path = tmp_path / "rows.jsonl"
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from orchestrator.durable import append_line\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "append_line(path := Path(sys.argv[1]), '{\"step\": 1}')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))\n"
+        "try: append_line(path, '{\"step\": 2}')\n"
+        "except OSError as error: print(error)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "append_line(path, '{\"step\": 3}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "No space left on device" in done.stdout and str(path) in done.stdout
+    assert read_json_lines(path) == [{"step": 1}, {"step": 3}]
