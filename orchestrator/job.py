@@ -64,6 +64,8 @@ def work(role: Role, run: RunDirectory) -> int:
             print(f"the training of {run.run_id} is already complete ({complete.outcome})", file=sys.stderr)
             return int(Exit.OK)  # a job that somebody requeued by hand must not overwrite its result
         attempt = Attempt.take(run, role)
+        if attempt.number > 1:
+            attempt.begin_in_logs()
         with attempt.beating():
             if role == Role.RUNTIME:
                 return job_runtime.RuntimeJob(attempt, inbox).work()

@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -158,6 +159,15 @@ class Attempt:
         """An event. A full or hanging disk must not end a job that can still end orderly."""
         with contextlib.suppress(OSError):
             self.events.add(what, **data)
+
+    def begin_in_logs(self) -> None:
+        """A line with a time in each log: a requeued job appends to those of its earlier lives, and lines
+        without a time would be taken for theirs."""
+        self.say("began_again")
+        line = f"{datetime.now(UTC).isoformat()} attempt {self.number} of the {self.role} job begins"
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                print(line, file=stream, flush=True)
 
     def status(self, phase: str, ending: Ending | None = None, reason: str = "") -> None:
         """Publish the status record. Raises Superseded when a later attempt owns it.

@@ -15,6 +15,7 @@ import pytest
 from jobkit import Pair, each, training_up, until
 
 from orchestrator.contract import CompleteFlag, Outcome, Result, Role
+from orchestrator.merge import past
 
 TRAINING, RUNTIME = Role.TRAINING, Role.RUNTIME
 Make = Callable[..., Pair]
@@ -85,6 +86,17 @@ def test_limits_count_lives_whatever_made_them(make: Make) -> None:
         ],
         check,
     )
+
+
+@pytest.mark.parametrize("policy", ["requeue", "chain"])
+def test_merged_logs_know_the_lives(make: Make, policy: str) -> None:
+    """The lives of one job share their files, and most lines carry no time; a chain has a file for each."""
+    say = "print('life', len(list((run / 'training').glob('checkpoints/step-*'))) + 1)"
+    pair = make(say + AT_ONCE, on_timeout=policy)
+    pair.launch()
+    pair.all_over(30)
+    lines = {entry.text: entry.attempt for entry in past(pair.run, TRAINING) if entry.stream == "out"}
+    assert {f"life {n}": n for n in (1, 2, 3)}.items() <= lines.items(), lines
 
 
 def test_a_trainer_that_misses_the_warning_goes_on_from_a_regular_checkpoint(make: Make) -> None:
