@@ -101,7 +101,7 @@ class Box:
         argv = [SHELL, "-c", command] if isinstance(command, str) else command
         stdin = _stdin(request)
         before = kills(self.container)
-        async with self._in_use():
+        async with self.in_use():
             done = await self.agent.exec(
                 argv,
                 cwd=self.resolve(request.cwd) if request.cwd else self.workdir,
@@ -114,17 +114,17 @@ class Box:
 
     async def kill(self) -> None:
         """End every process in it but the agent; files stay, running commands end with signal 9."""
-        async with self._in_use():
+        async with self.in_use():
             await self.agent.kill_all()
 
     async def write_file(self, path: str, data: bytes, mode: int) -> wire.FileInfo:
         where = self.resolve(path)
-        async with self._in_use():
+        async with self.in_use():
             size = await self.agent.write_file(where, data, mode)
         return wire.FileInfo(path=where, size=size, mode=mode)
 
     async def read_file(self, path: str) -> bytes:
-        async with self._in_use():
+        async with self.in_use():
             return await self.agent.read_file(self.resolve(path), MAX_FILE)
 
     def resolve(self, path: str) -> str:
@@ -134,7 +134,8 @@ class Box:
         return posixpath.join(self.workdir, path)
 
     @asynccontextmanager
-    async def _in_use(self) -> AsyncIterator[None]:
+    async def in_use(self) -> AsyncIterator[None]:
+        """While something works with it: it does not expire, and what goes wrong is a SandboxError."""
         if self.reason:
             raise self.gone()
         self.busy += 1
