@@ -66,11 +66,12 @@ class Again:
         if policy == "stop":
             return f"{TIMED_OUT}; on_timeout is stop"
         if self.attempt.interactive:
-            return "the walltime ended; a job that was started by hand is never requeued"
+            return f"{TIMED_OUT}; a job that was started by hand does not go on by itself"
         if (
             policy != "array" and self.attempt.earlier >= self.settings.max_restarts
         ):  # that one has its length
-            return f"requeued {self.attempt.earlier} times, which is the limit (scheduler.max_restarts)"
+            limit = f"scheduler.max_restarts ({self.settings.max_restarts})"
+            return f"{TIMED_OUT} in life {self.attempt.earlier + 1}, the last that {limit} allows"
         if self.progress or (asked and not self.newest):  # another trainer keeps them where we do not look
             return ""
         if not self.newest:

@@ -80,7 +80,7 @@ def test_limits_count_lives_whatever_made_them(make: Make) -> None:
 
     each(
         [
-            ({"on_timeout": "chain", "max_restarts": 1}, "requeued 1 times"),
+            ({"on_timeout": "chain", "max_restarts": 1}, "life 2, the last that scheduler.max_restarts"),
             ({"on_timeout": "stop"}, "on_timeout is stop"),
             ({"on_timeout": "array"}, "the last task of the array"),  # not a task of any
         ],

@@ -259,9 +259,9 @@ def test_requeue_has_limits(make: Make) -> None:
 
     each(
         [
-            ({"max_restarts": 1}, {}, "requeued 1 times"),
+            ({"max_restarts": 1}, {}, "in life 2, the last that scheduler.max_restarts (1)"),
             ({"on_timeout": "stop"}, {}, "on_timeout is stop"),
-            ({"max_restarts": 0}, {"requeue": False}, "requeued 0 times"),
+            ({"max_restarts": 0}, {"requeue": False}, "in life 1, the last that scheduler.max_restarts (0)"),
         ],
         check,
     )
