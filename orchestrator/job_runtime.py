@@ -3,8 +3,8 @@
 What it is
     The loop around the server: ready, release of the training job, watch, stop. It ends when the training
     is complete, when the training is known dead, or when it is told to. A server that dies after it had
-    served gets another life: in this job, where the stub starts it again; at the walltime in this job
-    requeued, or in a successor. `runtime.max_restarts` limits that.
+    served, or lives and does not answer any more, gets another life: in this job, where the stub starts it
+    again; at the walltime in this job requeued, or in a successor. `runtime.max_restarts` limits that.
 
 What it does not do
     It neither starts sandboxes nor trains. `orchestrator.job` calls it.
@@ -20,7 +20,7 @@ import time
 from orchestrator.command import Command, Inbox, how
 from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
-from orchestrator.peer import Peer, TrainingWatch, Watcher, runtime_health
+from orchestrator.peer import Peer, ServerWatch, TrainingWatch, Watcher, runtime_health
 from orchestrator.schedulers import SchedulerError
 from orchestrator.successor import submit_successor
 from orchestrator.walltime import Walltime
@@ -37,6 +37,8 @@ class RuntimeJob:
         peer = Peer(self.run, Role.TRAINING, self.settings, attempt.scheduler)
         self.watch = TrainingWatch(peer, attempt.say)
         self.watcher = Watcher(self.watch.probe, min(1.0, peer.query_every), inbox.wake)
+        self.server = ServerWatch(self.settings.peer_grace)
+        self.hung = Watcher(self.server.probe, min(1.0, self.server.timeout_s), inbox.wake)
         self.alone = attempt.manifest.mode == "runtime-only"
         clock = Walltime(attempt.scheduler, attempt.job_id, self.settings.signal_lead)
         self.walltime = Watcher(clock.probe, 5.0, inbox.wake)
@@ -57,12 +59,13 @@ class RuntimeJob:
         except OSError as error:
             ending = Ending(Outcome.FAILED, f"the server did not start: {error}", Exit.NO_INPUT)
             return finish(self.attempt, ending)
-        with contextlib.nullcontext() if self.alone else self.watcher, self.walltime:
+        with contextlib.nullcontext() if self.alone else self.watcher, self.walltime, self.hung:
             while (found := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
             self.attempt.status("draining", reason=found.reason)
-        code = command.end(self.settings.stop_timeout)
+        # a server that does not answer does not clean up either: the sweep does
+        code = command.end(0.0 if self.hung.reason else self.settings.stop_timeout)
         if found.outcome == Outcome.CANCELLED and self.inbox.stop:
             found = self.attempt.stopped(self.near_the_end)
         if found.exit_code == Exit.REQUEUE:
@@ -85,6 +88,8 @@ class RuntimeJob:
             return self.died(code)
         if self.attempt.superseded:
             return Ending(Outcome.CANCELLED, "a later attempt of the runtime job took over", 143)
+        if self.hung.reason:
+            return self.lost(self.hung.reason, Exit.SOFTWARE)
         if self.watcher.reason:
             return Ending(Outcome.PEER_GONE, self.watcher.reason, Exit.PEER_GONE)
         if self.near_the_end and self.ready and self.may_return():
@@ -102,10 +107,14 @@ class RuntimeJob:
         return not self.alone and self.attempt.earlier < self.settings.runtime_max_restarts
 
     def died(self, code: int) -> Ending:
-        """The server ended by itself. If it had served before, whoever uses it waits for the next one."""
+        """The server ended by itself."""
         reason = f"the server {how(code)} {'while it served' if self.ready else 'before it was ready'}"
+        return self.lost(reason, wrapper_code(code))
+
+    def lost(self, reason: str, code: int) -> Ending:
+        """If the server had served before, whoever uses it waits for the next one."""
         if not self.may_return() or not (self.ready or self.attempt.earlier):
-            return Ending(Outcome.FAILED, reason, wrapper_code(code))
+            return Ending(Outcome.FAILED, reason, code)
         here = self.ready and not self.near_the_end
         return Ending(Outcome.REQUEUED, reason, Exit.AGAIN if here else Exit.REQUEUE)
 
@@ -160,6 +169,8 @@ class RuntimeJob:
         self.attempt.say("ready", url=url, after_s=round(time.monotonic() - self.started, 3))
         self.watch.ready.set()
         self.watcher.hurry()
+        if not self.alone:  # its users may stop it on purpose
+            self.server.serves(url, self.run.read_text(self.run.runtime_api_key))
 
 
 def finish(attempt: Attempt, ending: Ending, *, killed: bool = False) -> int:

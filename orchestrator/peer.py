@@ -4,7 +4,8 @@ What it is
     `RuntimeWatch` is the training job's eye on the runtime, `TrainingWatch` the runtime job's eye on the
     training. Each `probe()` looks at three witnesses: the other job's own record and heartbeat, the
     server's `/health`, and the scheduler. It returns None while the other may still live, or the reason
-    why it is over. A scheduler that does not answer proves nothing. `Watcher` probes from a thread.
+    why it is over. A scheduler that does not answer proves nothing. `ServerWatch` is the runtime job's eye on
+    its own server. `Watcher` probes from a thread.
 
 What it does not do
     It starts and stops nothing, and writes no record of a job. No proxy, no redirect: the key goes to the
@@ -39,6 +40,7 @@ from orchestrator.schedulers import OVER, QUEUED, JobInfo, JobState, Scheduler, 
 
 API_KEY_HEADER = "X-API-Key"
 HEALTH_TIMEOUT_S = 3.0
+QUESTIONS = 3  # so many must stay unanswered: a job that was suspended for a while is no verdict
 
 
 # --- the server --------------------------------------------------------------------------------------
@@ -52,6 +54,7 @@ class Health:
     run_id: str = ""
     nonce: str = ""
     refused: bool = False  # the key is wrong: waiting will not help
+    silent: bool = False  # nobody answered at all
 
 
 def ask_health(url: str, key: str, timeout_s: float = HEALTH_TIMEOUT_S) -> Health:
@@ -67,7 +70,7 @@ def ask_health(url: str, key: str, timeout_s: float = HEALTH_TIMEOUT_S) -> Healt
         answer = connection.getresponse()
         return _judge(url, answer.status, answer.read(65536))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Health(f"{url} does not answer ({error or type(error).__name__})")
+        return Health(f"{url} does not answer ({error or type(error).__name__})", silent=True)
     finally:
         connection.close()
 
@@ -281,6 +284,35 @@ class TrainingWatch:
             return
         self.released = True
         self.say("released", job_id=job_id, state=info.state, problem=problem)
+
+
+class ServerWatch:
+    """The runtime job's eye on its own server: one that lives and does not answer must not stay.
+
+    Stopped, deadlocked, or caught in a filesystem that hangs, it never ends by itself. It gets half of the
+    grace that the training gives it; the other half is for starting the next one.
+    """
+
+    def __init__(self, peer_grace: float) -> None:
+        self.patience = peer_grace / 2
+        self.timeout_s = min(HEALTH_TIMEOUT_S, self.patience / QUESTIONS)
+        self.url = self.key = ""
+        self._unanswered: list[float] = []
+
+    def serves(self, url: str, key: str) -> None:
+        """It is ready; from now on it is asked."""
+        self.key, self.url = key, url
+
+    def probe(self) -> str | None:
+        asked = time.monotonic()
+        if not self.url or not ask_health(self.url, self.key, self.timeout_s).silent:
+            self._unanswered = []
+            return None
+        self._unanswered.append(asked)
+        silent = time.monotonic() - self._unanswered[0]
+        if silent < self.patience or len(self._unanswered) < QUESTIONS:
+            return None
+        return f"the server lives but did not answer for {silent:.0f} s"
 
 
 class Watcher:

@@ -243,6 +243,18 @@ def test_a_runtime_that_is_gone_for_good_is_submitted_again_by_the_training(make
     assert new in pair.submitted
 
 
+def test_a_server_that_lives_and_does_not_answer_is_replaced(make: Make) -> None:
+    """In the same job, and before the training has lost its patience."""
+    pair = make(CHANGED, **FAILOVER, peer_grace=6.0)
+    pair.launch()
+    training_up(pair)
+    os.kill(pair.pid_of("runtime command"), signal.SIGSTOP)
+    comes_back(pair)
+    assert len(jobs_of(pair, RUNTIME)) == 1 and pair.run.latest_attempt(RUNTIME) == 2
+    said = [said["reason"] for said in pair.events_of("runtime.ended")]
+    assert "lives but did not answer" in said[0], said
+
+
 def test_failover_has_limits(make: Make) -> None:
     def check(case: tuple[dict[str, Any], str]) -> None:
         settings, reason = case
