@@ -38,7 +38,16 @@ from orchestrator.contract import (
 )
 from orchestrator.errors import OrchestrateError
 from orchestrator.processes import Process, end_all, labels
-from orchestrator.schedulers import OVER, QUEUED, JobState, OwnJob, Scheduler, SchedulerError, open_scheduler
+from orchestrator.schedulers import (
+    OVER,
+    QUEUED,
+    JobInfo,
+    JobState,
+    OwnJob,
+    Scheduler,
+    SchedulerError,
+    open_scheduler,
+)
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.why_facts import watch
 
@@ -146,42 +155,59 @@ def _schedulers(runs_dir: Path, only: RunDirectory | None, found: Found) -> Iter
 def _jobs(scheduler: Scheduler, only: RunDirectory | None, watch_s: float | None, found: Found) -> None:
     try:
         mine = scheduler.mine()
-        for own in mine:
-            if only is not None and own.run_id != only.run_id:
-                continue
-            remove, why = verdict(_sight(own, mine, scheduler, watch_s))
-            what = f"{own.role} job {own.info.job_id} ({own.info.state})"
-            item = Leftover(
-                *("job", what, why, own.run_dir, own.info.job_id, own.role),
-                scheduler=scheduler.name,
-            )
-            (found.leftovers if remove else found.kept).append(item)
+        wanted = [own for own in mine if only is None or own.run_id == only.run_id]
+        manifests = [_manifest(own) for own in wanted]
+        ids = {job_id for m in manifests if m for role in Role if (job_id := m.job_id(role))}
+        infos = scheduler.query(sorted(ids - {own.info.job_id for own in mine}))
     except SchedulerError as error:
         found.unseen.append(f"jobs of the {scheduler.name} scheduler: {error}")
+        return
+    sights = [_sight(own, m, mine, infos) for own, m in zip(wanted, manifests, strict=True)]
+    for sight in _watched(sights, watch_s):
+        own = sight.own
+        remove, why = verdict(sight)
+        what = f"{own.role} job {own.info.job_id} ({own.info.state})"
+        place = (own.run_dir, own.info.job_id, own.role, scheduler.name)
+        (found.leftovers if remove else found.kept).append(Leftover("job", what, why, *place))
 
 
-def _sight(own: OwnJob, mine: Sequence[OwnJob], scheduler: Scheduler, watch_s: float | None) -> Sight:
+def _manifest(own: OwnJob) -> Manifest | None:
     run = RunDirectory(own.run_dir)
-    manifest = run.read(run.manifest, Manifest) if own.run_dir else None
+    return run.read(run.manifest, Manifest) if own.run_dir else None
+
+
+def _sight(
+    own: OwnJob, manifest: Manifest | None, mine: Sequence[OwnJob], infos: dict[str, JobInfo]
+) -> Sight:
+    run = RunDirectory(own.run_dir)
     if manifest is None:
         visible = bool(own.run_dir) and run.root.parent.is_dir() and not run.root.exists()
         return Sight(own=own, directory=False if visible else None)
     flag = run.read(run.complete_flag, CompleteFlag)
-    beat = manifest.job_settings().heartbeat_every
-    sight = Sight(
+    return Sight(
         own=own,
         mode=manifest.mode,
         complete=flag.outcome if flag else "",
-        peer_over=_peer_over(own, mine, manifest, scheduler),
-        beat_s=beat,
+        peer_over=_peer_over(own, manifest, mine, infos),
+        beat_s=manifest.job_settings().heartbeat_every,
     )
-    if own.info.state == JobState.RUNNING and (sight.complete or sight.peer_over):
-        seconds = MISSED_BEATS * beat if watch_s is None else watch_s
-        return dataclasses.replace(sight, still_s=watch(run, [own.role], seconds).get(own.role, 0.0))
-    return sight
 
 
-def _peer_over(own: OwnJob, mine: Sequence[OwnJob], manifest: Manifest, scheduler: Scheduler) -> str:
+def _watched(sights: list[Sight], watch_s: float | None) -> list[Sight]:
+    """With how long the heartbeats stood still of jobs that run although their run is over. All are watched
+    at once: one after the other, each that lives would take a beat and each that is dead several."""
+    seen = {
+        sight.own.info.job_id: sight
+        for sight in sights
+        if sight.own.info.state == JobState.RUNNING and (sight.complete or sight.peer_over)
+    }
+    longest = max((MISSED_BEATS * sight.beat_s for sight in seen.values()), default=0.0)
+    paths = {i: RunDirectory(sight.own.run_dir).heartbeat(sight.own.role) for i, sight in seen.items()}
+    still = watch(paths, longest if watch_s is None else watch_s)
+    return [dataclasses.replace(s, still_s=still.get(s.own.info.job_id, 0.0)) for s in sights]
+
+
+def _peer_over(own: OwnJob, manifest: Manifest, mine: Sequence[OwnJob], infos: dict[str, JobInfo]) -> str:
     """Why the other job of the run will not come; "" when it lives, or may."""
     peer = Role.TRAINING if own.role == Role.RUNTIME else Role.RUNTIME
     if manifest.mode != "run" or any(j.run_id == own.run_id and j.role == peer for j in mine):
@@ -190,7 +216,7 @@ def _peer_over(own: OwnJob, mine: Sequence[OwnJob], manifest: Manifest, schedule
     job_id = manifest.job_id(peer)
     if not job_id and (not entries or entries[-1]["state"] in ("intent", "failed")):
         return f"its {peer} job was never submitted" if _launcher_is_dead(manifest) else ""
-    info = scheduler.query([job_id]).get(job_id)
+    info = infos.get(job_id)
     if info is None or info.state not in OVER:
         return ""
     reason = info.reason or info.raw.lower()

@@ -46,7 +46,7 @@ def collect(
     infos, problem = _ask(manifest, scheduler, [job.job_id for job in look.jobs if job.job_id])
     running = [job.role for job in look.jobs if job.state == JobState.RUNNING]
     wait_s = 1.5 * settings.heartbeat_every if watch_s is None else watch_s
-    pulses = watch(run, running, wait_s)
+    pulses = watch({role: run.heartbeat(role) for role in running}, wait_s)
     metrics = read_json_lines(run.metrics)
     return Facts(
         run_id=run.run_id,
@@ -117,9 +117,9 @@ def _health(run: RunDirectory, manifest: Manifest, running: list[str]) -> str | 
     return runtime_health(run, manifest.mode).problem
 
 
-def watch(run: RunDirectory, roles: list[str], seconds: float) -> dict[str, float]:
+def watch(heartbeats: dict[str, Path], seconds: float) -> dict[str, float]:
     """Seconds that each heartbeat stood still while we watched, by our own clock; 0 once it has changed."""
-    pulses = {role: Pulse(run.heartbeat(role)) for role in roles}
+    pulses = {name: Pulse(path) for name, path in heartbeats.items()}
     for pulse in pulses.values():
         pulse.still_for()  # the first look only learns what is there
     started = time.monotonic()
@@ -127,7 +127,7 @@ def watch(run: RunDirectory, roles: list[str], seconds: float) -> dict[str, floa
 
     def all_beat() -> bool | None:
         now = time.monotonic() - started
-        beats.update(role for role, pulse in pulses.items() if pulse.still_for() < now - 0.001)
+        beats.update(name for name, pulse in pulses.items() if pulse.still_for() < now - 0.001)
         return True if beats >= set(pulses) else None
 
     if not pulses or seconds <= 0:
@@ -135,7 +135,7 @@ def watch(run: RunDirectory, roles: list[str], seconds: float) -> dict[str, floa
     with contextlib.suppress(OrchestrateError):  # the time is up: that is what we wanted to know
         wait_for(all_beat, "a heartbeat", seconds, first_s=0.1, longest_s=0.5)
     still = time.monotonic() - started
-    return {role: 0.0 if role in beats else still for role in pulses}
+    return {name: 0.0 if name in beats else still for name in pulses}
 
 
 def tail(run: RunDirectory, role: str, job_id: str, lines: int = TAIL_LINES) -> list[str]:

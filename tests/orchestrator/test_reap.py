@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from jobkit import Pair, training_up, until
 
 from orchestrator import reap
 from orchestrator.cli import cli
-from orchestrator.contract import CompleteFlag, Env, Manifest, Outcome, Result, Role, RunDirectory
+from orchestrator.contract import (
+    CompleteFlag,
+    Env,
+    Heartbeat,
+    Manifest,
+    Outcome,
+    Result,
+    Role,
+    RunDirectory,
+    wait_for,
+)
 from orchestrator.processes import labelled
 from orchestrator.reap import Sight, verdict
 from orchestrator.schedulers import JobInfo, JobState, OwnJob
@@ -146,8 +157,24 @@ def test_a_directory_without_runs(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
+def test_the_heartbeats_of_several_runs_are_watched_at_once(tmp_path: Path) -> None:
+    """One after the other, the second would be looked at when its job beats no more."""
+    dead, alive = RunDirectory.create(tmp_path, "dead"), RunDirectory.create(tmp_path, "alive")
+    sights = [
+        Sight(own=OwnJob(JobInfo(run.run_id, JobState.RUNNING), run.run_id, "runtime", "t", str(run.root)))
+        for run in (dead, alive)
+    ]
+    sights = [dataclasses.replace(sight, complete="success", beat_s=0.5) for sight in sights]
+    with ThreadPoolExecutor(1) as pool:
+        watched = pool.submit(reap._watched, sights, None)
+        end = time.monotonic() + 1.2
+        with Heartbeat(alive.heartbeat("runtime"), 0.02):
+            wait_for(lambda: time.monotonic() >= end or None, "the end of the job", 5)
+    assert [verdict(sight)[0] for sight in watched.result()] == [True, False]
+
+
 def test_an_unreadable_run_is_not_judged(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path)
     assert run.read(run.manifest, Manifest) is None
     own = OwnJob(JobInfo("1", JobState.HELD), run.run_id, "training", "t", str(run.root))
-    assert reap._sight(own, [], None, 0).directory is None  # type: ignore[arg-type]
+    assert reap._sight(own, None, [], {}).directory is None

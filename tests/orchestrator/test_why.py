@@ -226,9 +226,9 @@ def test_an_old_attempt_does_not_speak_for_a_new_one(runs_dir: Path, request_of:
 def test_heartbeats_are_judged_by_two_looks(runs_dir: Path) -> None:
     run = RunDirectory.create(runs_dir)
     run.heartbeat("runtime").write_bytes(b"old")
-    still = watch(run, ["runtime"], 0.3)
+    still = watch({"runtime": run.heartbeat("runtime")}, 0.3)
     assert 0.25 < still["runtime"] < 5
-    assert watch(run, [], 5) == {} and watch(run, ["runtime"], 0) == {}
+    assert watch({}, 5) == {} and watch({"runtime": run.heartbeat("runtime")}, 0) == {}
 
 
 def test_the_command_says_what_to_type_next(request_of: Any, runs_dir: Path) -> None:
