@@ -3,10 +3,7 @@
 What it is
     A `Section` is a class with annotated fields and defaults. Values are checked when it is made, when a
     mapping is read into it and when a field is set; an unknown name is an error. Its methods have the
-    names that pydantic gave them. pydantic itself takes longer to import than all of a launch may take,
-    and most of what it can do is not needed for eleven sections of numbers and names. msgspec would check
-    the values, not tell all that is wrong at once, and adds a seventh to the time of reading a
-    configuration: it imports decimal, uuid and more that no command here needs.
+    names that pydantic gave them. Why not pydantic or msgspec: docs/design.md, "Dependencies".
 
 How to use it
     class Job(Section):
