@@ -34,10 +34,12 @@ reaping = threading.Lock()
 
 
 class Inbox:
-    """Signals as flags: `stop` (TERM, INT), `warned` (USR1: the walltime is near)."""
+    """Signals as flags: `stop` (TERM, INT), `warned` (USR1: the walltime is near), `orphaned` (stop, for our
+    parent was killed)."""
 
     def __init__(self) -> None:
-        self.stop = self.warned = False
+        self.stop = self.warned = self.orphaned = False
+        self._parent = os.getppid()
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -55,6 +57,8 @@ class Inbox:
         signal.set_wakeup_fd(-1)
 
     def _on_stop(self, *_: object) -> None:
+        """The kernel sends TERM too, when the parent has died; a scheduler sends it to a living stub."""
+        self.orphaned = self.orphaned or (not self.stop and os.getppid() != self._parent)
         self.stop = True
 
     def _on_warning(self, *_: object) -> None:

@@ -41,6 +41,7 @@ from orchestrator.schedulers.inside import open_inside
 T = TypeVar("T")
 
 STOPPED = "the job got SIGTERM: it was cancelled, preempted, or its node shuts down"
+ORPHANED = "the batch shell of the job was killed"
 _OVER_S = 10.0
 TIMED_OUT = "the time limit of the job was reached"
 
@@ -145,10 +146,12 @@ class Attempt:
         self.say("asked_if_it_returns", answer=answer)
         return answer
 
-    def stopped(self, warned: bool) -> Ending:
-        """How a life ends that got TERM: requeued from outside, out of time, or cancelled."""
+    def stopped(self, warned: bool, orphaned: bool = False) -> Ending:
+        """How a life ends that got TERM: requeued from outside, out of time, cancelled, or without a stub."""
         if returns := self.returns():
             return Ending(Outcome.REQUEUED, "the scheduler has requeued the job", 143)
+        if orphaned:
+            return Ending(Outcome.FAILED, ORPHANED, Exit.SOFTWARE)
         if warned:
             return Ending(Outcome.TIMEOUT, TIMED_OUT, 143)
         return Ending(Outcome.CANCELLED, STOPPED, 143, sure=returns is not None)

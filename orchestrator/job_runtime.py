@@ -67,7 +67,7 @@ class RuntimeJob:
         # a server that does not answer does not clean up either: the sweep does
         code = command.end(0.0 if self.hung.reason else self.settings.stop_timeout)
         if found.outcome == Outcome.CANCELLED and self.inbox.stop:
-            found = self.attempt.stopped(self.near_the_end)
+            found = self.attempt.stopped(self.near_the_end, self.inbox.orphaned)
         if found.exit_code == Exit.REQUEUE:
             found = self.again_elsewhere(found, killed=code < 0)
         return finish(self.attempt, found, killed=code < 0)

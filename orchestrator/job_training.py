@@ -102,7 +102,7 @@ class TrainingJob:
         except WaitTimeout as error:
             return Ending(Outcome.PEER_GONE, f"{error}: {self.watch.last.problem}", Exit.PEER_GONE)
         except _ToldToStop:
-            return self.attempt.stopped(self.inbox.warned)
+            return self.attempt.stopped(self.inbox.warned, self.inbox.orphaned)
         return None
 
     def ready(self) -> bool | None:
@@ -204,6 +204,8 @@ class TrainingJob:
             return Ending(Outcome.CANCELLED, "a later attempt of the training job took over", 143)
         if cause == "late" or (cause == "stop" and self.warned_at is not None):
             return self.again.after_walltime(asked)
+        if cause == "stop" and self.inbox.orphaned:
+            return self.attempt.stopped(warned=False, orphaned=True)
         if cause == "stop":
             return self.again.after_term(asked)
         if cause != "trainer":
