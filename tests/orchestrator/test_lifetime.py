@@ -173,14 +173,12 @@ def test_a_hanging_server_is_lost_after_the_grace(make: Make) -> None:
     pair = make(peer_grace=0.6)
     pair.launch()
     training_up(pair)
-    server = pair.pid_of("runtime command")
-    os.kill(server, signal.SIGSTOP)
-    pair.ended(pair.ids[TRAINING])
-    os.kill(server, signal.SIGCONT)
+    os.kill(pair.pid_of("runtime command"), signal.SIGSTOP)
     pair.all_over()
     result = pair.result()
     assert result is not None and result.outcome == Outcome.PEER_GONE, pair.logs()
-    assert "no runtime for" in result.reason
+    # both jobs judge: the training by its grace, the runtime job, which may not start another, by half of it
+    assert "no runtime for" in result.reason or "did not answer" in result.reason
 
 
 def test_an_existing_server_is_used_and_left_alone(make: Make) -> None:
