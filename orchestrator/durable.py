@@ -35,9 +35,11 @@ def publish_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         _rename(beside, path, data)
-    except BaseException:  # whatever it was, an interrupt too: no half-written file stays
+    except BaseException as error:  # whatever it was, an interrupt too: no half-written file stays
         with contextlib.suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # "no space left", but where?
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     fsync_directory(path.parent)
 
