@@ -75,10 +75,11 @@ def test_a_part_on_another_node_is_refused(make: Callable[..., Pair]) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_server_comes_back_and_the_drill_sees_it(make: Callable[..., Pair]) -> None:
+@pytest.mark.parametrize("part", ["server", "runtime-wrapper", "runtime"])
+def test_a_killed_part_comes_back_and_the_drill_sees_it(make: Callable[..., Pair], part: str) -> None:
     pair = at_work(make, runtime_max_restarts=2, failover_timeout=20.0)
     done = CliRunner().invoke(
-        cli, ["drill", str(pair.run.root), "--kill", "server", "--yes", "--json", "--timeout", "40"]
+        cli, ["drill", str(pair.run.root), "--kill", part, "--yes", "--json", "--timeout", "40"]
     )
     report = json.loads(done.stdout)
     assert done.exit_code == 0 and report["recovered"], (report, pair.logs())
