@@ -99,6 +99,7 @@ def test_merged_logs_know_the_lives(make: Make, policy: str) -> None:
     assert {f"life {n}": n for n in (1, 2, 3)}.items() <= lines.items(), lines
 
 
+@pytest.mark.slow
 def test_a_trainer_that_misses_the_warning_goes_on_from_a_regular_checkpoint(make: Make) -> None:
     """It has its time, then it is ended early enough for the job to ask for another life."""
     body = """
@@ -206,6 +207,7 @@ def test_a_crashed_server_lives_again_in_its_job(make: Make) -> None:
     assert len(jobs_of(pair, RUNTIME)) == 1 and pair.record(pair.ids[RUNTIME]).restarts == 0
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_requeued_comes_back(make: Make) -> None:
     def check(case: str) -> None:
         pair = make(CHANGED, **FAILOVER, signal_lead=3.0)
@@ -223,6 +225,7 @@ def test_a_runtime_that_is_requeued_comes_back(make: Make) -> None:
     each(["from outside", "walltime", "refused"], check)
 
 
+@pytest.mark.slow
 def test_a_runtime_that_is_gone_for_good_is_submitted_again_by_the_training(make: Make) -> None:
     """As when its node dies and nothing requeues it: everything of its job is killed at once."""
     pair = make(CHANGED, **FAILOVER)

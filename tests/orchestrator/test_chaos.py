@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from jobkit import Pair, each, training_up
 
 from orchestrator.contract import Outcome, Role
@@ -20,6 +21,7 @@ SPOKEN = PARTS[2:]
 """Whose death somebody of the job sees for what it is; that of the others looks like a cancel."""
 
 
+@pytest.mark.slow
 def test_kill_of_each_part_of_the_training_job(make: Make) -> None:
     def check(part: str) -> None:
         pair = make()
@@ -54,6 +56,7 @@ def test_what_a_killed_server_left_on_its_node_is_swept(make: Make) -> None:
     each(["command", "wrapper", ""], check)
 
 
+@pytest.mark.slow
 def test_kill_of_each_part_of_the_runtime_job(make: Make) -> None:
     def check(part: str) -> None:
         pair = make()
@@ -70,6 +73,7 @@ def test_kill_of_each_part_of_the_runtime_job(make: Make) -> None:
     each(PARTS, check)
 
 
+@pytest.mark.slow
 def test_kill_of_each_part_of_the_runtime_job_before_it_is_ready(make: Make) -> None:
     def check(part: str) -> None:
         pair = make(server=["never-ready"])
@@ -84,6 +88,7 @@ def test_kill_of_each_part_of_the_runtime_job_before_it_is_ready(make: Make) -> 
     each(["supervisor", "stub", "wrapper", "command"], check)
 
 
+@pytest.mark.slow
 def test_kill_of_a_part_of_the_training_job_while_it_waits(make: Make) -> None:
     def check(part: str) -> None:
         pair = make(start_policy="after", server=["never-ready"])

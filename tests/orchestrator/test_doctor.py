@@ -231,13 +231,12 @@ def test_a_probe_that_never_starts_explains_the_queue(runs_dir: Path) -> None:
     memory = MemoryScheduler()
 
     def stuck(_: int) -> None:
-        for job_id in memory.jobs:
-            memory.jobs[job_id] = JobInfo(job_id, JobState.PENDING, "PartitionNodeLimit")
+        for job_id, info in memory.jobs.items():
+            if info.state == JobState.PENDING:  # until the probe takes it back
+                memory.jobs[job_id] = JobInfo(job_id, JobState.PENDING, "PartitionNodeLimit")
 
     memory.script = stuck
     config = absolute(load("local", [f"run.runs_dir={runs_dir}"]).config, Path.cwd())
-    memory.deaf = False
-    probing = doctor.Probe(config, memory)
-    found = probing.run(0.1)
+    found = doctor.Probe(config, memory).run(0.1)
     (check,) = found["runtime node"]
     assert check.level == "warn" and "more nodes than the partition" in check.text

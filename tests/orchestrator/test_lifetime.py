@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from jobkit import Pair, each, events, training_up
 
 from orchestrator.contract import Outcome, Role
@@ -85,6 +86,7 @@ def test_success_is_exit_code_zero_and_nothing_else(make: Make) -> None:
     )
 
 
+@pytest.mark.slow
 def test_cancel_of_either_job_ends_both(make: Make) -> None:
     def check(who: list[Role]) -> None:
         pair = make()
@@ -245,6 +247,7 @@ def test_walltime_checkpoint_requeue_and_on(make: Make) -> None:
     assert pair.record(pair.ids[TRAINING]).restarts == 1
 
 
+@pytest.mark.slow
 def test_requeue_has_limits(make: Make) -> None:
     def check(case: tuple[dict[str, Any], dict[str, Any], str]) -> None:
         settings, job, words = case

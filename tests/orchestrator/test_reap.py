@@ -79,6 +79,7 @@ def test_a_run_that_goes_on_is_kept(make: Callable[..., Pair]) -> None:
     assert not [item for item in found["leftovers"] if item["kind"] != "sandboxes"]
 
 
+@pytest.mark.slow
 def test_a_held_job_without_a_runtime_is_shown_then_removed(make: Callable[..., Pair]) -> None:
     pair = make()
     pair.start(Role.TRAINING, held=True)
@@ -111,6 +112,7 @@ def test_a_job_still_being_launched_is_kept(make: Callable[..., Pair]) -> None:
     assert "never submitted" in left["why"]
 
 
+@pytest.mark.slow
 def test_a_queued_job_of_a_complete_run_goes_and_one_that_beats_stays(make: Callable[..., Pair]) -> None:
     pair = make()
     pair.launch()
@@ -124,6 +126,7 @@ def test_a_queued_job_of_a_complete_run_goes_and_one_that_beats_stays(make: Call
     pair.all_over()  # the runtime saw the flag, and the training the end of the runtime
 
 
+@pytest.mark.slow
 def test_processes_and_records_of_a_killed_supervisor(make: Callable[..., Pair], tmp_path: Path) -> None:
     pair = make("up()\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(1000)")
     pair.launch()
