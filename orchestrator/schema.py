@@ -114,6 +114,9 @@ class Runtime(Job):
     """Containers that are created or removed at the same time."""
     queue_timeout: Seconds = 600
     """How long a create may wait in the queue."""
+    start_hold: Seconds = 8
+    """How long `/start` of OpenHands clients may wait for a sandbox before it answers `pending`; less than
+    the clients' own `remote_runtime_api_timeout`, which is 10 s where nobody changed it."""
     drain_timeout: Seconds = 20
     """How long running commands may go on once the server was told to stop."""
     state_dir: str = ""
