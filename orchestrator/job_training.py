@@ -135,7 +135,10 @@ class TrainingJob:
         return training_argv(command, self.settings, self.attempt.inside, life)
 
     def environment(self) -> dict[str, str]:
-        """The address under our names and under those that other frameworks read; the key as a path."""
+        """The address under our names and under those that other frameworks read; the key as a path.
+
+        OpenHands and SkyRL read the key itself, from the environment and from nowhere else.
+        """
         url, key_file = self.run.read_text(self.run.runtime_url), str(self.run.runtime_api_key)
         return step_environment(self.attempt.environment(), self.settings) | {
             Env.RUNTIME_URL.value: url,
@@ -143,6 +146,7 @@ class TrainingJob:
             "RUNTIME_URL": url,
             "RUNTIME_API_KEY_FILE": key_file,
             "SANDBOX_REMOTE_RUNTIME_API_URL": url,
+            "ALLHANDS_API_KEY": self.run.read_text(self.run.runtime_api_key),
         }
 
     def look(self, command: Command) -> str | None:

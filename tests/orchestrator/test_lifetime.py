@@ -51,8 +51,9 @@ def test_plain_dependency_works_too(make: Make) -> None:
     assert "runtime.released" not in events(pair)
 
 
-def test_the_trainer_gets_address_and_key_file_but_no_key(make: Make) -> None:
-    pair = make("(run / 'training' / 'seen').write_text(json.dumps(dict(os.environ)))")
+def test_the_trainer_gets_address_and_key_which_shows_nowhere_else(make: Make) -> None:
+    said = "dict(os.environ, argv=Path('/proc/self/cmdline').read_text())"
+    pair = make(f"from pathlib import Path; (run / 'training' / 'seen').write_text(json.dumps({said}))")
     pair.launch()
     pair.all_over()
     seen = json.loads((pair.run.training / "seen").read_text())
@@ -60,8 +61,11 @@ def test_the_trainer_gets_address_and_key_file_but_no_key(make: Make) -> None:
     names = ("ORCHESTRATE_RUNTIME_URL", "RUNTIME_URL", "SANDBOX_REMOTE_RUNTIME_API_URL")
     assert {seen[name] for name in names} == {url}
     assert seen["RUNTIME_API_KEY_FILE"] == str(pair.run.runtime_api_key)
+    assert key and seen.pop("ALLHANDS_API_KEY") == key  # the one name under which OpenHands and SkyRL read it
     assert key not in json.dumps(seen)
     assert key not in pair.logs()
+    scripts = [path.read_text() for path in pair.run.root.glob("*.sbatch")]
+    assert scripts and not any(key in text for text in [*scripts, pair.run.env_file.read_text()])
 
 
 def test_success_is_exit_code_zero_and_nothing_else(make: Make) -> None:
