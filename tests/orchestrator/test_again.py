@@ -246,9 +246,10 @@ def test_a_runtime_that_is_gone_for_good_is_submitted_again_by_the_training(make
     assert new in pair.submitted
 
 
+@pytest.mark.slow
 def test_a_server_that_lives_and_does_not_answer_is_replaced(make: Make) -> None:
     """In the same job, and before the training has lost its patience."""
-    pair = make(CHANGED, **FAILOVER, peer_grace=6.0)
+    pair = make(CHANGED, **FAILOVER, peer_grace=12.0)  # half of it is for bringing the server back
     pair.launch()
     training_up(pair)
     os.kill(pair.pid_of("runtime command"), signal.SIGSTOP)

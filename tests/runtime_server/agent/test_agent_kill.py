@@ -36,7 +36,7 @@ STUBBORN = {
 
 @pytest.mark.parametrize("name", STUBBORN)
 async def test_tree_is_gone_after_timeout(sandbox: Sandbox, name: str) -> None:
-    done = await sandbox.sh(f"echo started; {STUBBORN[name]}", timeout_s=0.3)
+    done = await sandbox.sh(f"echo started; {STUBBORN[name]}", timeout_s=0.8)
     assert done.timed_out and done.stdout.data.startswith(b"started\n")
     assert await sandbox.processes() == [] and await sandbox.zombies() == 0
 
