@@ -3,7 +3,9 @@
 What it is
     `*.c`            the agent (agent.h lists the files); `build.py` compiles it once
     `frames.py`      the protocol: what the bytes mean, pure functions
-    `connection.py`  `AgentListener`, `AgentConnection`: exec, files, kill, over one Unix socket
+    `listener.py`    `AgentListener`: where one sandbox's agent connects
+    `connection.py`  `AgentConnection`: exec, processes, sessions, files, archives, over one Unix socket
+    `process.py`, `session.py`, `archive.py`, `mirror.py`   what these are; `calls.py`: the calls in flight
 
 How to use it
 
@@ -19,14 +21,23 @@ What it does not do
 
 from __future__ import annotations
 
-from runtime_server.agent.connection import AgentConnection, AgentListener
-from runtime_server.agent.frames import AgentError, AgentLost, Finished, Kept
+from runtime_server.agent.connection import AgentConnection
+from runtime_server.agent.frames import AgentError, AgentLost, Finished, Kept, Running
+from runtime_server.agent.listener import AgentListener
+from runtime_server.agent.mirror import Chunk
+from runtime_server.agent.process import Process
+from runtime_server.agent.session import Session, SessionEnded
 
 __all__ = [
     "AgentConnection",
     "AgentError",
     "AgentListener",
     "AgentLost",
+    "Chunk",
     "Finished",
     "Kept",
+    "Process",
+    "Running",
+    "Session",
+    "SessionEnded",
 ]

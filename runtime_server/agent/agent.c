@@ -219,7 +219,7 @@ int main(int argc, char **argv, char **environment) {
         fail("agent: must be PID 1 of a pid namespace: it kills everything it can see when it ends\n");
     protect();
     self.environment = environment;
-    self.memory_left = (int64_t)memory_mb << 20;
+    self.memory_left = self.memory_most = (int64_t)memory_mb << 20;
     count_descriptors();
     set_up();
     wire_open(argv[at], (int64_t)orphan_s * 1000000);

@@ -43,7 +43,8 @@ struct command *command_new(enum job job, uint32_t id) {
     if (i == SLOTS)
         return NULL;
     used = i < used ? used : i + 1;
-    commands[i] = (struct command){.job = job, .id = id, .in = -1, .out = {-1, -1}, .started_us = now_us()};
+    commands[i] = (struct command){
+        .job = job, .id = id, .in = -1, .out = {-1, -1}, .master = -1, .started_us = now_us()};
     slots[i] = (struct slot){0};
     return &commands[i];
 }
@@ -54,7 +55,7 @@ static void close_end(int *fd) {
     *fd = -1;
 }
 
-static void close_stdin(struct command *c) {
+void command_close_stdin(struct command *c) {
     close_end(&c->in);
     free(c->pending);
     c->pending = NULL;
@@ -62,9 +63,12 @@ static void close_stdin(struct command *c) {
 }
 
 void command_free(struct command *c) {
-    close_stdin(c);
+    if (c->job == J_SHELL)
+        session_free(c);
+    command_close_stdin(c);
     close_end(&c->out[0]);
     close_end(&c->out[1]);
+    close_end(&c->master);
     keep_free(&c->kept[0]);
     keep_free(&c->kept[1]);
     c->job = J_NONE;
@@ -91,7 +95,7 @@ static void feed(struct command *c) {
         if (put < 0 && errno == EINTR)
             continue;
         if (put < 0 && errno != EAGAIN) {
-            close_stdin(c); /* the program closed its end: it wants no more */
+            command_close_stdin(c); /* the program closed its end: it wants no more */
             return;
         }
         if (put < 0)
@@ -99,8 +103,11 @@ static void feed(struct command *c) {
         c->pending_from += (size_t)put;
         c->credit += (uint32_t)put;
     }
-    if (c->pending_from == c->pending_to && c->stdin_eof)
-        close_stdin(c);
+    if (c->pending_from == c->pending_to && c->stdin_eof) {
+        if (c->master >= 0 && c->in >= 0 && write(c->in, "\4", 1) < 0 && errno == EAGAIN)
+            return; /* a terminal says the end with a character; it is full, and stays armed */
+        command_close_stdin(c);
+    }
     arm_stdin(c, c->pending_to > c->pending_from);
 }
 
@@ -113,7 +120,7 @@ static bool take_stdin(struct command *c, const unsigned char *bytes, size_t cou
     if (c->pending_to - c->pending_from + count > WINDOW)
         return false;
     if (!c->pending && count && !(c->pending = malloc(WINDOW))) {
-        close_stdin(c);
+        command_close_stdin(c);
         return true;
     }
     if (c->pending_to + count > WINDOW) {
@@ -139,23 +146,24 @@ static bool collect(struct command *c, unsigned which, size_t limit) {
         close_end(&c->out[which]);
         return false;
     }
-    if (c->state < S_SENDING)
-        keep_add(&c->kept[which], scratch, (size_t)got);
+    struct command *to = c->job == J_SHELL && c->peer ? c->peer : c;
+    if (to->state < S_SENDING)
+        keep_add(&to->kept[which], scratch, (size_t)got);
     return true;
 }
 
 /* What the program wrote before it ended is in the pipe now: exactly so much is read, however fast
  * background processes add to it. */
-static void drain(struct command *c) {
+void command_drain(struct command *c) {
     for (unsigned which = 0; which < 2; which++) {
         int waiting = 0;
         if (c->out[which] < 0 || ioctl(c->out[which], FIONREAD, &waiting) != 0)
             continue;
         while (waiting > 0 && c->out[which] >= 0) {
-            uint64_t before = c->kept[which].total;
-            if (!collect(c, which, (size_t)waiting))
+            int part = waiting < (int)sizeof scratch ? waiting : (int)sizeof scratch;
+            if (!collect(c, which, (size_t)part))
                 break;
-            waiting -= (int)(c->kept[which].total - before);
+            waiting -= part;
         }
         if (waiting <= 0 && c->out[which] >= 0)
             collect(c, which, sizeof scratch); /* notices the end of the pipe */
@@ -164,14 +172,17 @@ static void drain(struct command *c) {
 
 /* J_READ: straight from the pipe into the out buffer, while it has room. */
 static void stream(struct command *c) {
-    if (wire_room() < CHUNK + REPLY_ROOM) {
+    if (wire_room() < CHUNK + REPLY_ROOM || (c->windowed && !c->window)) {
         c->paused = true;
         command_watch(c, 1, 0, false);
         return;
     }
-    ssize_t got = read(c->out[0], wire_begin(CHUNK), CHUNK);
-    if (got > 0)
+    size_t most = c->windowed && c->window < CHUNK ? c->window : CHUNK;
+    ssize_t got = read(c->out[0], wire_begin(CHUNK), most);
+    if (got > 0) {
         wire_commit(F_CONTENT, c->id, (size_t)got);
+        c->window -= c->windowed ? (uint32_t)got : 0;
+    }
     else if (got == 0 || (errno != EAGAIN && errno != EINTR))
         close_end(&c->out[0]);
 }
@@ -182,9 +193,11 @@ void command_event(unsigned index, unsigned which, uint32_t events) {
         return;
     if (which == 0 && c->in >= 0) {
         if (events & EPOLLERR)
-            close_stdin(c); /* the reader has gone */
+            command_close_stdin(c); /* the reader has gone */
         else
             feed(c);
+    } else if (which == 3) {
+        session_status(c);
     } else if (which && c->out[which - 1] >= 0) {
         if (c->job == J_READ)
             stream(c);
@@ -197,18 +210,22 @@ void command_event(unsigned index, unsigned which, uint32_t events) {
 
 /* The result is final. Nobody to tell it to: straight to what remains. */
 void command_settle(struct command *c) {
-    drain(c);
-    close_stdin(c);
+    if (c->job == J_RUN)
+        session_leave(c);
+    command_drain(c);
+    command_close_stdin(c);
     c->state = S_SENDING;
     if (!c->took_us)
         c->took_us = now_us() - c->started_us;
+    if (c->job == J_SHELL)
+        session_ended(c);
 }
 
 /* Nothing of it may live on: a timeout, or nobody wants the result. */
 void command_doom(struct command *c, uint8_t flags) {
     c->flags |= flags;
-    if (c->job != J_EXEC) {
-        close_stdin(c); /* cut off, the helper removes its temporary file and ends; killed, it could not */
+    if (c->job == J_READ || c->job == J_WRITE) {
+        command_close_stdin(c); /* cut off, the helper removes its temporary file and ends; killed, it could not */
         close_end(&c->out[0]);
         return;
     }
@@ -219,13 +236,15 @@ void command_doom(struct command *c, uint8_t flags) {
     c->status = SIGKILL;
     c->kill_us = c->phase_us = now_us();
     c->clean = 0;
+    if (c->job == J_RUN)
+        session_abort(c);
 }
 
 static void program_ended(struct command *c, int status) {
     c->status = status;
     c->took_us = now_us() - c->started_us;
-    close_stdin(c);
-    drain(c);
+    command_drain(c);
+    command_close_stdin(c);
     c->state = S_GRACE;
     c->grace_us = c->started_us + c->took_us + GRACE_MS * 1000;
 }
@@ -234,7 +253,7 @@ static void program_ended(struct command *c, int status) {
 void command_bell(void) {
     for (unsigned i = 0; i < used; i++) {
         struct command *c = &commands[i];
-        if (c->job == J_EXEC && c->state == S_RUNNING && atomic_load(&slots[i].done)) {
+        if (command_has_tree(c) && c->state == S_RUNNING && atomic_load(&slots[i].done)) {
             if (slots[i].what)
                 command_settle(c); /* it never started */
             else
@@ -259,7 +278,7 @@ void command_reaped(pid_t pid, int status) {
         if (!c->job || c->pid != pid)
             continue;
         c->pid = 0;
-        if (c->job == J_EXEC)
+        if (command_has_tree(c))
             supervisor_gone(c, status);
         else if (c->job == J_WRITE || c->out[0] < 0)
             command_settle(c);
@@ -274,7 +293,7 @@ void command_kill_all(uint32_t id) {
     kill_all_id = id;
     kill(-1, SIGKILL);
     for (unsigned i = 0; i < used; i++)
-        if (commands[i].job == J_EXEC)
+        if (command_has_tree(&commands[i]))
             command_doom(&commands[i], KILLED);
 }
 
@@ -284,26 +303,61 @@ void command_no_children(void) {
     killing_all = false;
 }
 
+static void signal_frame(struct command *c, int number, uint32_t grace_ms) {
+    if (c->state > S_GRACE)
+        return;
+    if (c->job == J_RUN && number == SIGINT)
+        session_interrupt(c, grace_ms);
+    else if (number >= 1 && number <= 64)
+        tree_signal(c, number);
+}
+
+static bool acknowledge(struct command *c, uint32_t count) {
+    if (!c->windowed || count > PUSH_WINDOW - c->window)
+        return false;
+    c->window += count;
+    return true;
+}
+
+/* About a call that is there, or is not any more; false when the server broke the protocol. */
+static bool about(struct command *c, enum kind kind, uint32_t id, const unsigned char *payload, size_t size) {
+    if (kind == F_ATTACH && (!c || !command_attach(c)))
+        wire_fail(id, ESRCH, "no such command: its result was released, or gave way to newer ones");
+    if (!c)
+        return true;
+    if (kind == F_DATA)
+        return take_stdin(c, payload, size);
+    if (kind == F_CANCEL)
+        command_doom(c, KILLED);
+    else if (kind == F_RELEASE && c->state == S_HELD)
+        command_release(c);
+    else if (kind == F_SIGNAL && size == 8)
+        signal_frame(c, (int)get32(payload), get32(payload + 4));
+    else if (kind == F_RESIZE && size == 8 && c->master >= 0)
+        pty_resize(c->master, get32(payload), get32(payload + 4));
+    else if (kind == F_ACK)
+        return size == 4 && acknowledge(c, get32(payload));
+    return true;
+}
+
 /* False when the server broke the protocol. */
 bool command_frame(enum kind kind, uint32_t id, const unsigned char *payload, size_t size) {
+    static void (*const starts[])(uint32_t, const unsigned char *, size_t) = {
+        [F_EXEC] = exec_frame, [F_WRITE] = write_frame, [F_READ] = read_frame,    [F_OPEN] = open_frame,
+        [F_RUN] = run_frame,   [F_PACK] = pack_frame,   [F_UNPACK] = unpack_frame};
     struct command *c = command_find(id);
-    if (kind == F_DATA)
-        return !c || take_stdin(c, payload, size);
-    if (kind == F_CANCEL) {
-        if (c)
-            command_doom(c, KILLED);
-        return true;
+    if (kind == F_DATA || kind == F_CANCEL || (kind >= F_SIGNAL && kind <= F_RELEASE) || kind == F_ACK)
+        return about(c, kind, id, payload, size);
+    if (c && c->state == S_HELD) {
+        command_release(c); /* ids may come round again */
+        c = NULL;
     }
     if (c)
         return false; /* the id is taken */
-    if (kind == F_EXEC)
-        exec_frame(id, payload, size);
-    else if (kind == F_WRITE)
-        write_frame(id, payload, size);
-    else if (kind == F_READ)
-        read_frame(id, payload, size);
-    else if (kind == F_KILL_ALL)
+    if (kind == F_KILL_ALL)
         command_kill_all(id);
+    else if (kind < sizeof starts / sizeof *starts && starts[kind])
+        starts[kind](id, payload, size);
     else
         return false;
     return true;
@@ -317,14 +371,16 @@ void command_detach_all(void) {
         if (!c->job || c->state == S_LINGER)
             continue;
         c->detached = true;
-        if (c->job == J_EXEC && !c->stdin_eof) {
-            c->stdin_eof = true;
-            feed(c);
-        } else if (c->job != J_EXEC) {
-            close_stdin(c); /* too few bytes: the helper removes its temporary file */
-            close_end(&c->out[0]);
-            if (!c->pid)
-                c->state = S_SENDING;
+        if (command_has_tree(c) || c->job == J_RUN) {
+            if (!c->push && !c->stdin_eof) {
+                c->stdin_eof = true; /* half of it: nobody will send the rest */
+                feed(c);
+            }
+            continue;
         }
+        command_close_stdin(c); /* too few bytes: the helper removes its temporary file */
+        close_end(&c->out[0]);
+        if (!c->pid)
+            c->state = S_SENDING;
     }
 }

@@ -1,8 +1,7 @@
-"""The server's end of the agent's wire: accept the agent of one sandbox, run many calls at once over it.
+"""The server's end of one agent: run commands, follow processes, keep sessions, move files and archives.
 
 What it is
-    `AgentListener`    a Unix socket that only the sandbox's first process can make anything of
-    `AgentConnection`  exec, write_file, read_file, kill_all, ping; each a coroutine, any number at once
+    `AgentConnection`, which `AgentListener.accept` gives: every method a coroutine, any number at once.
 
 What it does not do
     It starts no container and trusts no agent: code in a sandbox might have taken it over, so every frame is
@@ -12,162 +11,24 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-import socket
-import struct
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from runtime_server.agent import frames
-from runtime_server.agent.frames import AgentLost, Finished, Kind, frame
+from runtime_server.agent import archive, frames
+from runtime_server.agent.calls import Call, Wire
+from runtime_server.agent.frames import AgentError, AgentLost, Finished, Flag, Kind, frame
+from runtime_server.agent.mirror import Mirror
+from runtime_server.agent.process import Process
+from runtime_server.agent.session import Session
 
-SOCKET_PATH_MAX = 107
 ANSWER_S = 15.0  # beyond a command's own timeout, the agent has this long to report before it counts as lost
 FILE_S = 120.0
-_PEER = struct.Struct("3i")
+MAX_OUTPUT = 1 << 20
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class _Call:
-    """One id in flight. `feed`: bytes not sent yet; `window`: how many of them may be sent now."""
-
-    number: int
-    subject: str
-    limit: int  # bytes of content, or of each output stream, that the agent may send
-    future: asyncio.Future[Any]
-    feed: memoryview = field(default_factory=lambda: memoryview(b""))
-    window: int = frames.WINDOW
-    unfed: bool = False  # the end of the feed has not been said
-    parts: tuple[bytearray, bytearray] = field(default_factory=lambda: (bytearray(), bytearray()))
-
-    def take(self, which: int, data: bytes) -> None:
-        if which not in (0, 1) or len(self.parts[which]) + len(data) > self.limit:
-            raise AgentLost(f"{self.subject}: the agent sent more than the {self.limit} bytes asked for")
-        self.parts[which].extend(data)
-
-    def settle(self, value: Any) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def next_frames(self) -> list[bytes]:
-        """What the window allows to be sent now."""
-        out: list[bytes] = []
-        while self.feed and self.window:
-            part = self.feed[: min(frames.CHUNK, self.window)]
-            self.feed = self.feed[len(part) :]
-            self.window -= len(part)
-            out.append(frame(Kind.DATA, self.number, bytes(part)))
-        if self.unfed and not self.feed:
-            self.unfed = False
-            out.append(frame(Kind.DATA, self.number))
-        return out
-
-
-class _Wire(asyncio.Protocol):
-    """Bytes to calls: what the event loop talks to. Knows the calls in flight and who waits for them."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.transport: asyncio.Transport | None = None
-        self.calls: dict[int, _Call] = {}
-        self.hello: asyncio.Future[frames.Hello] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self.slots: asyncio.Semaphore | None = None
-        self.reason = "the sandbox's agent closed the connection"
-        self._buffer = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports have every method of asyncio.Transport and do not inherit from it
-        self.transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        lost = AgentLost(self.reason if exc is None else f"{self.reason} ({exc})")
-        for call in self.calls.values():
-            call.fail(lost)
-        self.calls.clear()
-        if not self.hello.done():
-            self.hello.set_exception(lost)
-            self.hello.exception()  # nobody has to ask for it
-        if not self.gone.done():
-            self.gone.set_result(None)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        try:
-            for kind, number, payload in frames.split(self._buffer):
-                self._on_frame(kind, number, payload)
-        except AgentLost as error:
-            self.lose(str(error))
-
-    def lose(self, reason: str) -> None:
-        """Hangs up; everything in flight fails at once."""
-        self.reason = reason
-        if self.transport is not None:
-            self.transport.abort()
-        self.connection_lost(None)
-
-    def send(self, *out: bytes) -> None:
-        if self.transport is None or self.gone.done():
-            raise AgentLost(self.reason)
-        self.transport.write(b"".join(out))
-
-    def _on_frame(self, kind: int, number: int, payload: bytes) -> None:
-        if self.gone.done():
-            return
-        if not self.hello.done():
-            if kind != Kind.HELLO:
-                raise AgentLost("the agent did not greet")
-            self.hello.set_result(frames.hello_from(payload))
-            return
-        call = self.calls.get(number)
-        if call is None:
-            raise AgentLost(f"the agent speaks of call {number}, which is not in flight")
-        if not self._on_progress(kind, call, payload):
-            self._on_last(kind, call, payload)
-            del self.calls[number]
-            if self.slots is not None:
-                self.slots.release()
-
-    def _on_progress(self, kind: int, call: _Call, payload: bytes) -> bool:
-        if kind == Kind.OUTPUT and payload:
-            call.take(payload[0] - 1, payload[1:])
-        elif kind == Kind.CONTENT:
-            call.take(0, payload)
-        elif kind == Kind.CREDIT and len(payload) == 4:
-            self._on_credit(call, int.from_bytes(payload, "little"))
-        else:
-            return False
-        return True
-
-    def _on_credit(self, call: _Call, count: int) -> None:
-        if count == frames.STDIN_CLOSED:
-            call.feed, call.unfed = memoryview(b""), False
-            return
-        call.window += count
-        if call.window > frames.WINDOW:
-            raise AgentLost(f"{call.subject}: the agent took more bytes than it was sent")
-        if out := call.next_frames():
-            self.send(*out)
-
-    def _on_last(self, kind: int, call: _Call, payload: bytes) -> None:
-        if kind == Kind.FINISHED:
-            call.settle(frames.finished_from(payload, bytes(call.parts[0]), bytes(call.parts[1])))
-        elif kind == Kind.DONE:
-            call.settle((frames.number_from(payload), call.parts[0]))
-        elif kind == Kind.FAILED:
-            call.fail(frames.failure_from(payload, call.subject))
-        elif kind == Kind.PONG:
-            call.settle(payload)
-        else:
-            raise AgentLost(f"the agent sent a frame of unknown kind {kind}")
 
 
 class AgentConnection:
@@ -176,13 +37,14 @@ class AgentConnection:
     Every call raises `AgentLost` once the connection is gone, `AgentError` when the agent cannot do it.
     """
 
-    def __init__(self, wire: _Wire, pid: int, hello: frames.Hello) -> None:
+    def __init__(self, wire: Wire, pid: int, hello: frames.Hello) -> None:
         self.pid = pid
-        self.running = hello.running  # commands of an earlier connection, still running in the sandbox
+        self.running = hello.running  # by number: what there is of an earlier connection; see `attach`
         self.max_commands = hello.max_commands
         self._wire = wire
         self._slots = wire.slots = asyncio.Semaphore(hello.max_commands)
         self._last = max(hello.running, default=0)
+        self._tags = {one.tag: one.number for one in hello.running.values() if one.tag}
 
     @property
     def closed(self) -> bool:
@@ -205,19 +67,169 @@ class AgentConnection:
         stdin: bytes | None,
         timeout_s: float,
         max_output: int,
+        tag: str = "",
     ) -> Finished:
         """Runs a program to its end, or to `timeout_s`; keeps `max_output` bytes of each stream.
 
         `env` goes over the container's own; `stdin` None is /dev/null. A program that is missing (127) or
         cannot be run (126) is a result with a message on stderr; a `cwd` that cannot be entered is an
-        AgentError. Cancelling kills whatever the command started.
+        AgentError. Cancelling kills whatever the command started. With a `tag` the agent keeps the result
+        for `attach` until `release`.
         """
-        payload = frames.exec_payload(argv, cwd, env, stdin is not None, timeout_s, max_output)
+        flags = 0 if stdin is None else Flag.STDIN
+        payload = frames.exec_payload(argv, cwd, env, flags, timeout_s, max_output, None, tag)
         subject = f"{argv[0]!r}" if cwd is None else f"{argv[0]!r} in {cwd!r}"
         result = await self._call(
-            Kind.EXEC, payload, subject, max_output, timeout_s + ANSWER_S, stdin, end=stdin is not None
+            Kind.EXEC, payload, subject, max_output, timeout_s + ANSWER_S, stdin, stdin is not None, tag
         )
         return self._expect(Finished, result)
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        pty: tuple[int, int] | None = None,
+        timeout_s: float | None = None,
+        max_output: int = MAX_OUTPUT,
+        tag: str = "",
+    ) -> Process:
+        """Starts a program and returns once it runs. `pty`: on a terminal of (columns, rows), stdin included.
+
+        AgentError when `cwd` cannot be entered or no terminal is to be had. It outlives this connection.
+        """
+        flags = Flag.PUSH | (Flag.STDIN if stdin or pty else 0)
+        payload = frames.exec_payload(argv, cwd, env or {}, flags, timeout_s, max_output, pty, tag)
+        subject = f"{argv[0]!r}" if cwd is None else f"{argv[0]!r} in {cwd!r}"
+        call = await self._open(Kind.EXEC, payload, subject, timeout_s, max_output, tag)
+        return await self._begun(call, Process(self._wire, call))
+
+    async def attach(
+        self, number: int, offsets: tuple[int, int] = (0, 0), max_output: int = MAX_OUTPUT
+    ) -> Process:
+        """What an earlier connection started (see `running`), also when it has ended; not a session.
+
+        Its `chunks` go on from `offsets`. AgentError ESRCH when its result was released or gave way.
+        """
+        call = await self._open(Kind.ATTACH, b"", f"process {number}", None, max_output, number=number)
+        call.window = 0  # the agent says how much it takes
+        return await self._begun(call, Process(self._wire, call, offsets))
+
+    async def release(self, which: int | str) -> None:
+        """Forgets the kept result of a command with this number or tag."""
+        number = self._tags.pop(which, 0) if isinstance(which, str) else which
+        if number and number not in self._wire.calls:
+            self._wire.say(Kind.RELEASE, number)
+
+    async def open_session(
+        self,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        shell: str | None = None,
+        pty: tuple[int, int] | None = None,
+        tag: str = "",
+    ) -> Session:
+        """A shell that stays: bash where there is one, else sh; or `shell`.
+
+        AgentError ENOENT in an image without a shell. It outlives this connection.
+        """
+        shells = [shell] if shell else ["bash", "sh"]
+        payload = frames.exec_payload(shells, cwd, env or {}, Flag.STDIN if pty else 0, None, 0, pty, tag)
+        subject = f"a session of {' or '.join(shells)}" + ("" if cwd is None else f" in {cwd!r}")
+        call = await self._open(Kind.OPEN, payload, subject, None, 0, tag)
+        return await self._session(call)
+
+    async def attach_session(self, number: int) -> Session:
+        """A session of an earlier connection; `running` of it is what it still runs, or had run untold."""
+        call = await self._open(Kind.ATTACH, b"", f"session {number}", None, 0, number=number)
+        runs = [one for one in self.running.values() if one.kind == "run" and one.session == number]
+        current: Process | None = None
+        if runs:
+            with suppress(AgentError):
+                current = await self.attach(max(one.number for one in runs))
+        return await self._session(call, current)
+
+    async def _session(self, call: Call, current: Process | None = None) -> Session:
+        async with asyncio.timeout(ANSWER_S):
+            await self._begun(call, call)
+        if call.future.done():
+            call.future.result()
+        return Session(self._wire, call, self._start_run, current)
+
+    async def _start_run(
+        self, payload: Callable[[bool], bytes], subject: str, push: bool, timeout_s: float | None, limit: int
+    ) -> tuple[Call, Process | None]:
+        call = await self._open(Kind.RUN, payload(push), subject, timeout_s, limit, pushed=push)
+        return call, Process(self._wire, call) if push else None
+
+    async def _open(
+        self,
+        kind: Kind,
+        payload: bytes,
+        subject: str,
+        timeout_s: float | None,
+        limit: int,
+        tag: str = "",
+        number: int = 0,
+        pushed: bool = True,
+    ) -> Call:
+        """Sends the first frame of something that has a life of its own; it may well outlive its caller."""
+        if number in self._wire.calls:
+            raise AgentError(errno.EBUSY, f"{subject} is followed on this connection already")
+        call = await self._send(kind, payload, subject, limit, tag=tag, number=number)
+        call.begun = asyncio.get_running_loop().create_future()
+        if pushed:
+            call.mirrors = (Mirror(1, limit), Mirror(2, limit))
+        if timeout_s is not None:
+            self._watch(call, timeout_s + ANSWER_S)
+        return call
+
+    def _watch(self, call: Call, after_s: float) -> None:
+        """An agent that does not report in time is lost."""
+        loop = asyncio.get_running_loop()
+        late = f"{call.subject}: the agent did not report within {after_s:.0f} s"
+        timer = loop.call_later(after_s, lambda: self._wire.lose(late))
+        call.future.add_done_callback(lambda _: timer.cancel())
+
+    async def _begun(self, call: Call, what: T) -> T:
+        """`what`, once the call's program runs. Who stops waiting before that stops the program."""
+        assert call.begun is not None
+        try:
+            takes_input = await asyncio.shield(call.begun)
+        except asyncio.CancelledError:
+            self._cancel(call)
+            raise
+        call.refuses = call.refuses or not takes_input
+        return what
+
+    def pack(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
+        """A tar of a directory (names relative to it) or a file: files, directories, links that stay inside.
+
+        AgentError E2BIG once it passes `max_bytes`, which the reader may have had by then.
+        """
+        return self._pack(path, max_bytes)
+
+    async def _pack(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
+        payload = frames.pack_payload(path, max_bytes)
+        call = await self._send(Kind.PACK, payload, repr(path), max_bytes)
+        call.content, call.window = deque(), frames.PUSH_WINDOW
+        async for data in archive.pack(self._wire, call):
+            yield data
+
+    async def unpack(
+        self, path: str, stream: AsyncIterator[bytes], max_bytes: int, max_entries: int = 100_000
+    ) -> int:
+        """Unpacks a tar into the directory `path`, which is made; returns the number of entries.
+
+        AgentError EPERM for names and links that lead out, devices and FIFOs; E2BIG; EINVAL for no tar.
+        What came before stays. Never writes through a link.
+        """
+        payload = frames.unpack_payload(path, max_bytes, max_entries)
+        call = await self._send(Kind.UNPACK, payload, repr(path), 0)
+        return await archive.unpack(self._wire, call, stream)
 
     async def write_file(self, path: str, data: bytes, mode: int = 0o644, parents: bool = True) -> int:
         """Writes atomically inside the sandbox, following symbolic links; returns the bytes written."""
@@ -262,31 +274,54 @@ class AgentConnection:
         timeout_s: float,
         feed: bytes | None = None,
         end: bool = False,
+        tag: str = "",
     ) -> Any:
+        call = await self._send(kind, payload, subject, limit, feed, end, tag)
+        return await self._outcome(call, timeout_s)
+
+    async def _send(
+        self,
+        kind: Kind,
+        payload: bytes,
+        subject: str,
+        limit: int,
+        feed: bytes | None = None,
+        end: bool = False,
+        tag: str = "",
+        number: int = 0,
+    ) -> Call:
         if self.closed:
             raise AgentLost(self._wire.reason)
         await self._slots.acquire()
         try:
-            call = self._begin(subject, limit, feed, end)
+            call = self._begin(subject, limit, feed, end, number)
             self._wire.send(frame(kind, call.number, payload), *call.next_frames())
         except BaseException:  # whatever it was, the place in the queue must not be lost with it
             self._slots.release()
             raise
-        return await self._outcome(call, timeout_s)
-
-    def _begin(self, subject: str, limit: int, feed: bytes | None, end: bool) -> _Call:
-        if self.closed:
-            raise AgentLost(self._wire.reason)
-        while True:
-            self._last = self._last % 0xFFFF_FFFE + 1
-            if self._last not in self._wire.calls and self._last not in self.running:
-                break
-        future = asyncio.get_running_loop().create_future()
-        call = _Call(self._last, subject, limit, future, memoryview(feed or b""), unfed=end)
-        self._wire.calls[call.number] = call
+        if tag:
+            self._tags[tag] = call.number
         return call
 
-    async def _outcome(self, call: _Call, timeout_s: float) -> Any:
+    def _begin(self, subject: str, limit: int, feed: bytes | None, end: bool, number: int) -> Call:
+        if self.closed:
+            raise AgentLost(self._wire.reason)
+        while not number:
+            self._last = self._last % 0xFFFF_FFFE + 1
+            if self._last not in self._wire.calls and self._last not in self.running:
+                number = self._last
+        future = asyncio.get_running_loop().create_future()
+        call = Call(number, subject, limit, future, memoryview(feed or b""), unfed=end)
+        self._wire.calls[number] = call
+        return call
+
+    def _cancel(self, call: Call) -> None:
+        if call.number in self._wire.calls:
+            call.feed, call.unfed = memoryview(b""), False
+            with suppress(AgentLost):
+                self._wire.say(Kind.CANCEL, call.number)
+
+    async def _outcome(self, call: Call, timeout_s: float) -> Any:
         """Waits; a caller that stops waiting cancels the call, whose place is free when the agent says so."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -297,10 +332,7 @@ class AgentConnection:
             self._wire.lose(f"{call.subject}: the agent did not report within {timeout_s:.0f} s")
             raise AgentLost(self._wire.reason) from error
         except asyncio.CancelledError:
-            if call.number in self._wire.calls:
-                call.feed, call.unfed = memoryview(b""), False
-                with suppress(AgentLost):
-                    self._wire.send(frame(Kind.CANCEL, call.number))
+            self._cancel(call)
             raise
 
     def _expect(self, kind: type[T], result: Any) -> T:
@@ -308,72 +340,3 @@ class AgentConnection:
             self._wire.lose("the agent answered another question than was asked")
             raise AgentLost(self._wire.reason)
         return result
-
-
-class AgentListener:
-    """The socket one sandbox's agent connects to. Listening starts before the container does."""
-
-    def __init__(self, socket_path: Path) -> None:
-        if len(os.fsencode(socket_path)) > SOCKET_PATH_MAX:
-            raise ValueError(
-                f"{socket_path} is longer than the {SOCKET_PATH_MAX} bytes a Unix socket's path may have: "
-                "choose a shorter directory"
-            )
-        self.path = socket_path
-        self._socket: socket.socket | None = None
-
-    async def start(self) -> None:
-        """Listens; the agent may run as any user of the sandbox, so the socket is open to all who see it."""
-        await self.close()
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            server.bind(os.fspath(self.path))
-            self.path.chmod(0o777)
-            server.listen(16)
-        except OSError:
-            server.close()
-            raise
-        self._socket = server
-
-    async def accept(self, pid: int | None, timeout_s: float) -> AgentConnection:
-        """The agent, once it has greeted; then nobody else can connect. Listens first when it has to.
-
-        `pid` is the container's first process as this host sees it; every other peer is hung up on. None
-        takes whoever comes. AgentLost when the agent does not appear within `timeout_s`.
-        """
-        if self._socket is None:
-            await self.start()
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (connection := await self._accept_one(pid)) is None:
-                    pass
-        except TimeoutError as error:
-            raise AgentLost(f"the sandbox's agent did not connect within {timeout_s:g} s") from error
-        await self.close()
-        return connection
-
-    async def close(self) -> None:
-        """Stops listening and removes the socket file."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        self.path.unlink(missing_ok=True)
-
-    async def _accept_one(self, pid: int | None) -> AgentConnection | None:
-        assert self._socket is not None
-        loop = asyncio.get_running_loop()
-        peer, _ = await loop.sock_accept(self._socket)
-        who = _PEER.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-        if pid is not None and who != pid:
-            peer.close()
-            return None
-        _, wire = await loop.create_unix_connection(_Wire, sock=peer)
-        try:
-            hello = await wire.hello
-            wire.send(frame(Kind.WELCOME, 0, frames.PROTOCOL.to_bytes(4, "little")))
-        except AgentLost:
-            return None
-        except asyncio.CancelledError:
-            wire.lose("nobody waits for this agent any more")
-            raise
-        return AgentConnection(wire, who, hello)

@@ -17,7 +17,7 @@
 #define BLOCK (64 * 1024)
 #define TEMPORARY "/.orchestrate-XXXXXX"
 
-static _Noreturn void end(struct slot *slot, int error, const char *what, uint64_t value) {
+_Noreturn void file_end(struct slot *slot, int error, const char *what, uint64_t value) {
     slot->error = error;
     slot->what = what;
     slot->value = value;
@@ -25,7 +25,8 @@ static _Noreturn void end(struct slot *slot, int error, const char *what, uint64
     _exit(0);
 }
 
-static bool put_all(int fd, const char *bytes, size_t count) {
+bool put_all(int fd, const void *from, size_t count) {
+    const char *bytes = from;
     while (count) {
         ssize_t put = write(fd, bytes, count);
         if (put < 0 && errno == EINTR)
@@ -56,20 +57,20 @@ static const char *resolve(struct slot *slot, const char *path, char *buffer) {
     struct stat info;
     size_t length = strlen(path);
     if (path[0] != '/' || length + sizeof TEMPORARY > PATH_MAX)
-        end(slot, length + sizeof TEMPORARY > PATH_MAX ? ENAMETOOLONG : EINVAL, "needs an absolute path", 0);
+        file_end(slot, length + sizeof TEMPORARY > PATH_MAX ? ENAMETOOLONG : EINVAL, "needs an absolute path", 0);
     if (path[length - 1] == '/')
-        end(slot, EISDIR, "names a directory", 0);
+        file_end(slot, EISDIR, "names a directory", 0);
     if (lstat(path, &info) != 0)
         return path;
     if (S_ISLNK(info.st_mode)) {
         if (!realpath(path, buffer) || stat(buffer, &info) != 0)
-            end(slot, errno, "cannot follow the symbolic link", 0);
+            file_end(slot, errno, "cannot follow the symbolic link", 0);
         path = buffer;
     }
     if (S_ISDIR(info.st_mode))
-        end(slot, EISDIR, "is a directory", 0);
+        file_end(slot, EISDIR, "is a directory", 0);
     if (!S_ISREG(info.st_mode))
-        end(slot, EINVAL, "is not a regular file", 0);
+        file_end(slot, EINVAL, "is not a regular file", 0);
     return path;
 }
 
@@ -98,51 +99,51 @@ _Noreturn void file_write(struct slot *slot, const char *path, mode_t mode, bool
     strcpy(strrchr(temporary, '/'), TEMPORARY);
     int fd = mkostemp(temporary, O_CLOEXEC);
     if (fd < 0)
-        end(slot, errno, "cannot create a file there", 0);
+        file_end(slot, errno, "cannot create a file there", 0);
     int error = fill(fd, size);
     if (!error && (fchmod(fd, mode & 07777) != 0 || close(fd) != 0))
         error = errno;
     if (!error && rename(temporary, target) == 0)
-        end(slot, 0, NULL, size);
+        file_end(slot, 0, NULL, size);
     error = error ? error : errno;
     unlink(temporary);
-    end(slot, error, "cannot write the file", 0);
+    file_end(slot, error, "cannot write the file", 0);
 }
 
 static void must_be_regular(struct slot *slot, const struct stat *info) {
     if (S_ISDIR(info->st_mode))
-        end(slot, EISDIR, "is a directory", 0);
+        file_end(slot, EISDIR, "is a directory", 0);
     if (!S_ISREG(info->st_mode))
-        end(slot, EINVAL, "is not a regular file", 0);
+        file_end(slot, EINVAL, "is not a regular file", 0);
 }
 
 _Noreturn void file_read(struct slot *slot, const char *path, uint64_t limit) {
     static char block[BLOCK];
     struct stat info;
     if (path[0] != '/')
-        end(slot, EINVAL, "needs an absolute path", 0);
+        file_end(slot, EINVAL, "needs an absolute path", 0);
     if (stat(path, &info) != 0)
-        end(slot, errno, "cannot read the file", 0);
+        file_end(slot, errno, "cannot read the file", 0);
     must_be_regular(slot, &info); /* before opening: opening a device may already do something */
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &info) != 0)
-        end(slot, errno, "cannot open the file", 0);
+        file_end(slot, errno, "cannot open the file", 0);
     must_be_regular(slot, &info);
     uint64_t total = 0;
     if (info.st_size > 0 && (uint64_t)info.st_size > limit)
-        end(slot, E2BIG, "is larger than the caller allows", (uint64_t)info.st_size);
+        file_end(slot, E2BIG, "is larger than the caller allows", (uint64_t)info.st_size);
     for (;;) {
         ssize_t got = read(fd, block, sizeof block);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            end(slot, errno, "cannot read the file", 0);
+            file_end(slot, errno, "cannot read the file", 0);
         total += (uint64_t)got;
         if (total > limit)
-            end(slot, E2BIG, "is larger than the caller allows", total);
+            file_end(slot, E2BIG, "is larger than the caller allows", total);
         if (got == 0)
-            end(slot, 0, NULL, total);
+            file_end(slot, 0, NULL, total);
         if (!put_all(1, block, (size_t)got))
-            end(slot, errno, "was cut off", 0);
+            file_end(slot, errno, "was cut off", 0);
     }
 }

@@ -8,12 +8,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-struct reader {
-    const unsigned char *at, *end;
-    bool good;
-};
-
-static const unsigned char *take_bytes(struct reader *r, size_t count) {
+const unsigned char *take_bytes(struct reader *r, size_t count) {
     static const unsigned char zeros[8];
     if ((size_t)(r->end - r->at) < count) {
         r->good = false;
@@ -23,7 +18,7 @@ static const unsigned char *take_bytes(struct reader *r, size_t count) {
     return r->at - count;
 }
 
-static char *take_string(struct reader *r) {
+char *take_string(struct reader *r) {
     const unsigned char *end = memchr(r->at, 0, (size_t)(r->end - r->at));
     if (!end) {
         r->good = false;
@@ -37,7 +32,7 @@ static char *take_string(struct reader *r) {
 /* ---- pipes ------------------------------------------------------------------------------------------ */
 
 /* Ours is non-blocking, theirs is an ordinary blocking end. */
-static bool open_pipe(int *ours, int *theirs, bool we_read) {
+bool open_pipe(int *ours, int *theirs, bool we_read) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0)
         return false;
@@ -46,7 +41,7 @@ static bool open_pipe(int *ours, int *theirs, bool we_read) {
     return fcntl(*ours, F_SETFL, O_NONBLOCK) == 0;
 }
 
-static void close_theirs(const int *fds, size_t count) {
+void close_theirs(const int *fds, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (fds[i] >= 0 && fds[i] != self.null)
             close(fds[i]);
@@ -69,10 +64,10 @@ static bool open_pipes(struct command *c, bool in, bool out, bool err, int their
            (!err || open_pipe(&c->out[1], &theirs[2], true));
 }
 
-static struct command *prepare(enum job job, uint32_t id, bool in, bool out, bool err, int theirs[3]) {
+struct command *prepare(enum job job, uint32_t id, bool in, bool out, bool err, int theirs[3]) {
     int running = 0;
     for (unsigned i = 0; i < used; i++)
-        running += commands[i].job && commands[i].state != S_LINGER;
+        running += (commands[i].job && commands[i].state < S_HELD) + (commands[i].job == J_SHELL);
     struct command *c = running < self.max_commands ? command_new(job, id) : NULL;
     if (!c) {
         wire_fail(id, EAGAIN, "too many commands at once in this sandbox");
@@ -103,14 +98,14 @@ static void not_started(struct command *c, int error) {
     atomic_store(&slot->done, 1);
     command_settle(c);
     if (c->job != J_EXEC)
-        return;
+        return; /* a session that has no shell, a file that nobody writes: failures */
     c->status = 126 << 8;
     keep_add(&c->kept[1], (const unsigned char *)"sandbox agent: ", 15);
     keep_add(&c->kept[1], (const unsigned char *)what, sizeof what - 1);
     keep_add(&c->kept[1], (const unsigned char *)"\n", 1);
 }
 
-static void started(struct command *c, pid_t pid, const int theirs[3]) {
+void started(struct command *c, pid_t pid, const int theirs[3]) {
     int error = errno;
     close_theirs(theirs, 3);
     if (pid < 0) {
@@ -160,22 +155,18 @@ static size_t count_own(void) {
     return count;
 }
 
-struct request {
-    uint32_t timeout_ms, max_output;
-    bool has_stdin;
-    char *cwd, **argv, **given, **env;
-    size_t argc, envc;
-};
-
-static bool read_request(struct request *q, const unsigned char *payload, size_t size) {
+bool read_request(struct request *q, const unsigned char *payload, size_t size) {
     struct reader r = {payload, payload + size, true};
-    q->has_stdin = *take_bytes(&r, 1) & 1;
+    q->flags = *take_bytes(&r, 1);
     q->timeout_ms = get32(take_bytes(&r, 4));
     q->max_output = get32(take_bytes(&r, 4));
+    q->columns = get32(take_bytes(&r, 4));
+    q->rows = get32(take_bytes(&r, 4));
     q->argc = get32(take_bytes(&r, 4));
     q->envc = get32(take_bytes(&r, 4));
     q->cwd = take_string(&r);
-    if (!r.good || q->argc < 1 || q->argc > STRINGS_MAX || q->envc > STRINGS_MAX)
+    q->tag = take_string(&r);
+    if (!r.good || strlen(q->tag) > TAG_MAX || q->argc < 1 || q->argc > STRINGS_MAX || q->envc > STRINGS_MAX)
         return false;
     q->argv = calloc(q->argc + 1, sizeof(char *));
     q->given = calloc(q->envc + 1, sizeof(char *));
@@ -187,21 +178,51 @@ static bool read_request(struct request *q, const unsigned char *payload, size_t
     for (size_t i = 0; i < q->envc && r.good; i++)
         if ((q->given[i] = take_string(&r)) && !strchr(q->given[i], '='))
             r.good = false;
+    if (r.good)
+        merge(q->env, q->given, q->envc);
     return r.good && r.at == r.end;
+}
+
+void free_request(struct request *q) {
+    free(q->argv);
+    free(q->given);
+    free(q->env);
+}
+
+/* One terminal for all three; ours are copies of its master, since each is watched and closed by itself. */
+static bool open_terminal(struct command *c, const struct request *q, int theirs[3]) {
+    theirs[1] = theirs[2] = -1;
+    if (!pty_open(&c->master, &theirs[0], q->columns, q->rows))
+        return false;
+    c->out[0] = fcntl(c->master, F_DUPFD_CLOEXEC, 3);
+    c->in = q->flags & WITH_STDIN ? fcntl(c->master, F_DUPFD_CLOEXEC, 3) : -1;
+    return c->out[0] >= 0 && (c->in >= 0 || !(q->flags & WITH_STDIN));
 }
 
 static void start(uint32_t id, const struct request *q) {
     int theirs[3];
-    struct command *c = prepare(J_EXEC, id, q->has_stdin, true, true, theirs);
+    bool piped = !(q->flags & WITH_PTY), stdin_piped = piped && (q->flags & WITH_STDIN);
+    struct command *c = prepare(J_EXEC, id, stdin_piped, piped, piped, theirs);
     if (!c)
         return;
-    merge(q->env, q->given, q->envc);
+    if (!piped && !open_terminal(c, q, theirs)) {
+        wire_fail(id, errno, "cannot open a terminal");
+        close_theirs(theirs, 3);
+        command_free(c);
+        return;
+    }
+    strcpy(c->tag, q->tag);
     for (unsigned which = 0; which < 2; which++)
         c->kept[which] = (struct keep){.cap = q->max_output, .head = q->max_output / 2};
-    c->stdin_eof = !q->has_stdin;
+    c->push = c->announce = q->flags & PUSH;
+    c->stdin_eof = !(q->flags & WITH_STDIN);
     if (q->timeout_ms)
         c->deadline_us = c->started_us + (int64_t)q->timeout_ms * 1000;
-    struct program program = {*q->cwd ? q->cwd : NULL, q->argv, q->env, theirs[0], theirs[1], theirs[2]};
+    struct program program = {.cwd = *q->cwd ? q->cwd : NULL, .argv = q->argv, .env = q->env, .in = theirs[0]};
+    program.out = piped ? theirs[1] : theirs[0];
+    program.err = piped ? theirs[2] : theirs[0];
+    program.announce = c->announce;
+    program.tty = !piped;
     started(c, launch(command_slot(c), &program), theirs);
 }
 
@@ -211,9 +232,7 @@ void exec_frame(uint32_t id, const unsigned char *payload, size_t size) {
         start(id, &q);
     else
         wire_fail(id, EINVAL, "the command is malformed, or has too many arguments");
-    free(q.argv);
-    free(q.given);
-    free(q.env);
+    free_request(&q);
 }
 
 /* ---- files ------------------------------------------------------------------------------------------ */
@@ -253,5 +272,45 @@ void read_frame(uint32_t id, const unsigned char *payload, size_t size) {
     pid_t pid = launch_helper(theirs[0], theirs[1]);
     if (pid == 0)
         file_read(command_slot(c), path, limit);
+    started(c, pid, theirs);
+}
+
+/* ---- archives --------------------------------------------------------------------------------------- */
+
+void pack_frame(uint32_t id, const unsigned char *payload, size_t size) {
+    struct reader r = {payload, payload + size, true};
+    uint64_t limit = get64(take_bytes(&r, 8));
+    const char *path = take_string(&r);
+    int theirs[3];
+    if (!r.good || r.at != r.end) {
+        wire_fail(id, EINVAL, "the request is malformed");
+        return;
+    }
+    struct command *c = prepare(J_READ, id, false, true, false, theirs);
+    if (!c)
+        return;
+    c->windowed = true;
+    c->window = PUSH_WINDOW;
+    pid_t pid = launch_helper(theirs[0], theirs[1]);
+    if (pid == 0)
+        tar_out(command_slot(c), path, limit);
+    started(c, pid, theirs);
+}
+
+void unpack_frame(uint32_t id, const unsigned char *payload, size_t size) {
+    struct reader r = {payload, payload + size, true};
+    uint64_t limit = get64(take_bytes(&r, 8)), entries = get64(take_bytes(&r, 8));
+    char *path = take_string(&r);
+    int theirs[3];
+    if (!r.good || r.at != r.end) {
+        wire_fail(id, EINVAL, "the request is malformed");
+        return;
+    }
+    struct command *c = prepare(J_WRITE, id, true, false, false, theirs);
+    if (!c)
+        return;
+    pid_t pid = launch_helper(theirs[0], theirs[1]);
+    if (pid == 0)
+        tar_in(command_slot(c), path, limit, entries);
     started(c, pid, theirs);
 }

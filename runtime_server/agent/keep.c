@@ -91,6 +91,28 @@ size_t keep_copy(const struct keep *k, uint64_t from, unsigned char *to, size_t 
     return part;
 }
 
+/* The first offset from `offset` on that is kept. */
+uint64_t keep_next(const struct keep *k, uint64_t offset) {
+    uint64_t tail = k->total > k->cap ? k->total - (k->cap - k->head) : 0;
+    return offset < tail && offset >= k->head ? tail : offset;
+}
+
+/* Up to `count` bytes from stream offset `offset`, which keep_next gave; as far as they hang together. */
+size_t keep_copy_at(const struct keep *k, uint64_t offset, unsigned char *to, size_t count) {
+    uint64_t tail = k->total > k->cap ? k->total - (k->cap - k->head) : 0;
+    return keep_copy(k, offset >= tail && tail ? k->head + (offset - tail) : offset, to, count);
+}
+
+/* What `from` holds goes to the front of `to`, which is empty. */
+void keep_move(struct keep *to, struct keep *from) {
+    unsigned char bytes[1024];
+    for (size_t at = 0, count; at < keep_count(from); at += count) {
+        count = keep_copy(from, at, bytes, sizeof bytes);
+        keep_add(to, bytes, count);
+    }
+    keep_free(from);
+}
+
 void keep_free(struct keep *k) {
     self.memory_left += (int64_t)k->size;
     free(k->data);

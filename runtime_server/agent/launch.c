@@ -12,6 +12,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -52,12 +53,22 @@ static void set_oom(void) {
         close(fd);
 }
 
+static void close_between(int first, int last) {
+    if (syscall(SYS_close_range, (unsigned)first, (unsigned)last, 0) != 0)
+        for (int fd = first; fd <= last; fd++)
+            close(fd);
+}
+
 /* What protects the agent ends here: when memory runs out a program dies, not the agent. */
-static void become_ordinary(void) {
+static void become_ordinary(const struct program *program) {
     setsid();
     reset_signals();
     umask(022);
-    close_from(3);
+    if (program->shell)
+        close_between(3, HANDED_FIRST - 1);
+    close_from(program->shell ? HANDED_FIRST + HANDED : 3);
+    if (program->tty)
+        ioctl(program->shell ? HANDED_FIRST + 1 : 0, TIOCSCTTY, 0);
     if (self.oom)
         set_oom();
     if (self.nice)
@@ -127,11 +138,63 @@ static int search(char **argv, char **env) {
     return error;
 }
 
-static _Noreturn void run(const struct program *program) {
-    become_ordinary();
-    int error = search(program->argv, program->env);
+static const char no_shell[] = "there is no such shell in this image (default: bash, else sh): run programs by argv";
+
+static _Noreturn void run(struct slot *slot, const struct program *program) {
+    static char *rest[][5] = {{"bash", "--norc", "--noprofile", "--noediting", "-i"}, {"sh", "-i"}};
+    become_ordinary(program);
+    int error = 0;
+    char **argv = program->argv;
+    if (!program->shell) {
+        error = search(argv, program->env);
+    } else {
+        for (; *argv; argv++) {
+            const char *name = strrchr(*argv, '/') ? strrchr(*argv, '/') + 1 : *argv;
+            bool bash = strcmp(name, "bash") == 0;
+            char *line[6] = {*argv};
+            for (int i = 1; i < 5; i++)
+                line[i] = rest[!bash][i];
+            error = search(line, program->env);
+        }
+        slot->error = error;
+        slot->what = no_shell;
+        _exit(127);
+    }
     say("run ", program->argv[0], error);
     _exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
+}
+
+/* Above everything first: where they are may be where they go. */
+static bool hand(const struct program *program) {
+    int high[HANDED];
+    for (int i = 0; i < HANDED; i++)
+        high[i] = program->handed[i] < 0 ? -1 : fcntl(program->handed[i], F_DUPFD, MOVED_TO);
+    for (int i = 0; i < HANDED; i++)
+        if (high[i] >= 0)
+            dup2(high[i], HANDED_FIRST + i);
+        else if (program->handed[i] >= 0)
+            return false;
+        else
+            close(HANDED_FIRST + i);
+    close_between(bell + 1, HANDED_FIRST - 1);
+    close_from(HANDED_FIRST + HANDED);
+    return true;
+}
+
+static bool take(const struct program *program) {
+    dup2(program->in, 0);
+    dup2(program->out, 1);
+    dup2(program->err, 2);
+    if (program->shell)
+        return hand(program);
+    close_from(bell + 1);
+    return true;
+}
+
+static void ring(void) {
+    uint64_t one = 1;
+    if (write(bell, &one, sizeof one) < 0)
+        _exit(1); /* our end is seen anyway */
 }
 
 static void report(struct slot *slot, int status, int error, const char *what) {
@@ -139,40 +202,36 @@ static void report(struct slot *slot, int status, int error, const char *what) {
     slot->error = error;
     slot->what = what;
     atomic_store(&slot->done, 1);
-    uint64_t one = 1;
-    if (write(bell, &one, sizeof one) < 0)
-        _exit(1); /* our end is seen anyway */
-}
-
-static void take(const struct program *program) {
-    dup2(program->in, 0);
-    dup2(program->out, 1);
-    dup2(program->err, 2);
-    close_from(bell + 1);
+    ring();
 }
 
 static _Noreturn void supervise(struct slot *slot, const struct program *program) {
-    take(program);
+    bool taken = take(program);
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     prctl(PR_SET_NAME, "supervisor");
-    if (program->cwd && chdir(program->cwd) != 0) {
-        report(slot, 0, errno, "cannot enter the working directory");
+    if (!taken || (program->cwd && chdir(program->cwd) != 0)) {
+        report(slot, 0, errno, taken ? "cannot enter the working directory" : "cannot hand over descriptors");
         _exit(0);
     }
     /* vfork: the program runs in our memory until its exec. Not where it has to become traceable first. */
     pid_t root = self.oom && geteuid() != 0 ? fork() : vfork();
     if (root == 0)
-        run(program);
+        run(slot, program);
     if (root < 0) {
         say("start ", "a process (too many in this sandbox?)", errno);
         report(slot, 126 << 8, 0, NULL);
     }
+    atomic_store(&slot->root, root);
+    if (program->announce)
+        ring();
     for (int fd = 0; fd < 3; fd++)
         close(fd); /* or nobody would ever see the end of these pipes */
+    if (program->shell)
+        close_from(HANDED_FIRST);
     for (int status;;) {
         pid_t ended = waitpid(-1, &status, 0);
         if (ended == root)
-            report(slot, status, 0, NULL);
+            report(slot, status, slot->error, slot->what);
         else if (ended < 0 && errno == ECHILD)
             _exit(0);
     }

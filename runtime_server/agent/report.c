@@ -19,8 +19,42 @@ static void tell_credit(struct command *c) {
     c->stdin_told = closed;
 }
 
+/* The program runs; for a server that waits to hear it, or that picks the command up again. */
+static void tell_started(struct command *c) {
+    unsigned char payload[5];
+    int root = c->job == J_RUN ? 1 : atomic_load(&command_slot(c)->root);
+    bool ready = c->job == J_SHELL ? c->sequence > 0 : root != 0;
+    if (!ready || c->detached || wire_room() < REPLY_ROOM)
+        return;
+    put32(payload, (uint32_t)root);
+    payload[4] = c->in >= 0;
+    wire_send(F_STARTED, c->id, payload, sizeof payload);
+    c->announce = false;
+}
+
+/* What is new of a stream, as far as the server's window and the out buffer go. True when all of it went. */
+static bool push_output(struct command *c) {
+    for (unsigned which = 0; which < 2; which++) {
+        const struct keep *k = &c->kept[which];
+        while ((c->sent[which] = keep_next(k, c->sent[which])) < k->total) {
+            if (!push_left || wire_room() < CHUNK + REPLY_ROOM)
+                return false;
+            unsigned char *at = wire_begin(CHUNK + 9);
+            *at = (unsigned char)(which + 1);
+            put64(at + 1, c->sent[which]);
+            size_t count = keep_copy_at(k, c->sent[which], at + 9, push_left < CHUNK ? push_left : CHUNK);
+            wire_commit(F_CHUNK, c->id, count + 9);
+            c->sent[which] += count;
+            push_left -= (uint32_t)count;
+        }
+    }
+    return true;
+}
+
 /* True when every kept byte is in the out buffer. */
 static bool send_output(struct command *c) {
+    if (c->push)
+        return push_output(c);
     for (unsigned which = 0; which < 2; which++) {
         while (c->sent[which] < keep_count(&c->kept[which])) {
             if (wire_room() < CHUNK + REPLY_ROOM)
@@ -69,11 +103,9 @@ static void send_file_result(const struct command *c, const struct slot *slot) {
 /* False when there is no room for it yet. */
 static bool send_result(struct command *c) {
     const struct slot *slot = command_slot(c);
-    if (c->detached)
-        return true;
     if (wire_room() < REPLY_ROOM)
         return false;
-    if (c->job != J_EXEC)
+    if (c->job == J_READ || c->job == J_WRITE)
         send_file_result(c, slot);
     else if (slot->what)
         wire_fail(c->id, slot->error, slot->what);
@@ -84,14 +116,16 @@ static bool send_result(struct command *c) {
     return true;
 }
 
-/* Sent. Background processes keep their supervisor, and the pipes they may write to are still emptied. */
-static void retire(struct command *c) {
-    keep_free(&c->kept[0]);
-    keep_free(&c->kept[1]);
-    if (c->pid > 0)
-        c->state = S_LINGER;
+/* Background processes keep their supervisor, and the pipes they may write to are still emptied. */
+static bool retire(struct command *c) {
+    bool keeps = command_has_tree(c) || c->job == J_RUN;
+    if (!c->detached && !send_result(c))
+        return false;
+    if (keeps && (c->detached || c->tag[0]))
+        command_hold(c);
     else
-        command_free(c);
+        command_release(c);
+    return true;
 }
 
 /* True when somebody waits for room in the out buffer. */
@@ -100,18 +134,22 @@ bool command_pump(void) {
     bool waiting = false;
     for (unsigned n = 0; n < count; n++) {
         struct command *c = &commands[(next_turn + n) % count];
-        if (!c->job || c->state == S_LINGER)
+        if (!c->job || c->state >= S_HELD)
             continue;
+        if (c->announce)
+            tell_started(c);
         tell_credit(c);
-        if (c->paused && c->out[0] >= 0 && wire_room() >= CHUNK + REPLY_ROOM) {
+        if (c->push && !c->announce && !c->detached && c->state < S_SENDING)
+            waiting |= !push_output(c) && push_left;
+        if (c->paused && c->out[0] >= 0 && wire_room() >= CHUNK + REPLY_ROOM && (!c->windowed || c->window)) {
             c->paused = false;
             command_watch(c, 1, EPOLLIN, false);
         }
         if (c->job == J_READ && c->state == S_RUNNING && !c->pid && c->out[0] < 0)
             c->state = S_SENDING;
-        waiting |= c->paused || c->state == S_SENDING;
-        if (c->state == S_SENDING && send_result(c))
-            retire(c);
+        waiting |= c->paused && (!c->windowed || c->window);
+        if (c->state == S_SENDING && !retire(c))
+            waiting |= !c->push || push_left;
     }
     next_turn++;
     return waiting;
@@ -127,17 +165,19 @@ int64_t command_tick(int64_t now) {
     bool killing = false;
     for (unsigned i = 0; i < used; i++) {
         struct command *c = &commands[i];
-        if (c->job != J_EXEC)
+        if (!command_has_tree(c) && c->job != J_RUN)
             continue;
         if (c->state == S_RUNNING && c->deadline_us && now >= c->deadline_us)
             command_doom(c, TIMED_OUT);
-        if (c->state == S_GRACE && (now >= c->grace_us || (c->out[0] < 0 && c->out[1] < 0)))
+        if (c->state == S_GRACE && (now >= c->grace_us || (c->job != J_RUN && c->out[0] < 0 && c->out[1] < 0)))
             command_settle(c);
+        if (c->job == J_RUN)
+            next = sooner(session_tick(c, now), next);
         if (c->state == S_RUNNING)
             next = sooner(c->deadline_us, next);
         if (c->state == S_GRACE)
             next = sooner(c->grace_us, next);
-        killing |= c->state == S_KILLING;
+        killing |= command_is_dying(c);
     }
     if (killing) {
         tree_tick(now);

@@ -20,8 +20,10 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define FREEZE_US 100000
@@ -39,9 +41,11 @@ struct process {
     int supervises; /* index of a command, or -1 */
     char state;
     bool dead;
+    uint64_t start; /* clock ticks since the machine's start */
 };
 
 static DIR *proc;
+static int load = -1; /* /proc/loadavg ends with the pid that was given last */
 static struct process *list;
 static size_t count, capacity;
 static bool unsettled; /* a process whose parent vanished while we looked: look again */
@@ -50,6 +54,28 @@ static int64_t held_us;
 
 void tree_open(void) {
     proc = opendir("/proc"); /* held, so that nothing mounted over it later can lie to us */
+    load = proc ? openat(dirfd(proc), "loadavg", O_RDONLY | O_CLOEXEC) : -1;
+}
+
+uint64_t tree_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_BOOTTIME, &t);
+    return (uint64_t)t.tv_sec * 100 + (uint64_t)t.tv_nsec / 10000000;
+}
+
+pid_t tree_last_pid(void) {
+    char text[128];
+    ssize_t size = load < 0 ? 0 : pread(load, text, sizeof text - 1, 0);
+    text[size > 0 ? size : 0] = 0;
+    const char *last = strrchr(text, ' ');
+    return last ? atoi(last) : 0;
+}
+
+/* What one of our descriptors refers to, opened again: a pipe's other end, for one. */
+int tree_reopen(int fd, int flags) {
+    char path[32];
+    snprintf(path, sizeof path, "self/fd/%d", fd);
+    return proc ? openat(dirfd(proc), path, flags | O_CLOEXEC) : -1;
 }
 
 static const char *after(const char *text, unsigned fields) {
@@ -74,9 +100,10 @@ static bool look(const char *pid, struct process *p) {
     text[size] = 0;
     const char *fields = strrchr(text, ')');
     const char *parent = fields ? after(fields, 2) : NULL, *threads = parent ? after(parent, 16) : NULL;
-    if (!threads)
+    const char *start = threads ? after(threads, 2) : NULL;
+    if (!start)
         return false;
-    *p = (struct process){atoi(pid), atoi(parent), UNKNOWN, -1, fields[2], false};
+    *p = (struct process){atoi(pid), atoi(parent), UNKNOWN, -1, fields[2], false, strtoull(start, NULL, 10)};
     /* A process whose first thread has ended looks like a zombie while its other threads run on. */
     p->dead = (p->state == 'Z' || p->state == 'X') && atoi(threads) <= 1;
     return true;
@@ -174,12 +201,22 @@ static void resolve(struct process *p) {
     }
 }
 
+/* Whether `p` came with what its session runs now: not the shell, nothing that was there before. */
+static bool is_of_run(const struct process *p, const struct command *run) {
+    bool later = p->start > run->born_tick || (p->start == run->born_tick && p->pid > run->born_pid);
+    return later && p->pid != atomic_load(&command_slot(run->peer)->root);
+}
+
 /* The command that `p` is to die with, or NULL. */
 static struct command *doomed_with(const struct process *p) {
-    if (p->owner >= 0)
-        return commands[p->owner].state == S_KILLING ? &commands[p->owner] : NULL;
+    if (p->owner >= 0) {
+        struct command *c = &commands[p->owner], *run = c->job == J_SHELL ? c->peer : NULL;
+        if (c->state == S_KILLING)
+            return c;
+        return run && run->state == S_KILLING && is_of_run(p, run) ? run : NULL;
+    }
     for (unsigned i = 0; p->owner == ORPHAN && i < used; i++)
-        if (commands[i].job == J_EXEC && commands[i].state == S_KILLING && commands[i].pid == 0)
+        if (command_has_tree(&commands[i]) && commands[i].state == S_KILLING && commands[i].pid == 0)
             return &commands[i];
     return NULL;
 }
@@ -225,12 +262,14 @@ static void everybody_dies(void) {
     kill(-1, SIGKILL);
     held = false;
     for (unsigned i = 0; i < used; i++)
-        if (commands[i].job == J_EXEC && commands[i].state != S_KILLING)
+        if (command_has_tree(&commands[i]) && commands[i].state != S_KILLING)
             command_doom(&commands[i], KILLED);
 }
 
 static void advance(struct command *c, int64_t now) {
     c->clean = c->live || unsettled ? 0 : c->clean + 1;
+    if (c->clean >= CLEAN && c->job == J_RUN && !atomic_load(&command_slot(c)->done))
+        return; /* the shell has to say that it left the command; session.c sees to that */
     if (c->clean >= CLEAN) {
         if (c->pid > 0)
             kill(c->pid, SIGKILL); /* stopped, or waiting for a zombie that somebody traces */
@@ -268,7 +307,7 @@ static bool hard_to_kill(const struct command *c, int64_t now) {
 void tree_tick(int64_t now) {
     bool hard = held, last = false;
     for (unsigned i = 0; i < used; i++)
-        if (commands[i].job == J_EXEC && commands[i].state == S_KILLING) {
+        if (command_is_dying(&commands[i])) {
             hard |= hard_to_kill(&commands[i], now);
             last |= now - commands[i].kill_us > LAST_US;
         }
@@ -280,12 +319,26 @@ void tree_tick(int64_t now) {
     bool left = false;
     for (unsigned i = 0; i < used; i++) {
         struct command *c = &commands[i];
-        if (c->job != J_EXEC || c->state != S_KILLING)
+        if (!command_is_dying(c))
             continue;
         advance(c, now);
         left |= c->state == S_KILLING;
     }
     if (!left || now - held_us > HOLD_US)
         release();
+    forget_storm();
+}
+
+/* To everything that descends from a command, whatever session or group it made itself. */
+void tree_signal(struct command *c, int signal) {
+    if (!survey())
+        return;
+    for (size_t i = 0; i < count; i++) {
+        const struct process *p = &list[i];
+        const struct command *owner = p->owner >= 0 ? &commands[p->owner] : NULL;
+        if (!p->dead && owner && (owner == c || (c->job == J_RUN && owner == c->peer && is_of_run(p, c))))
+            kill(p->pid, signal);
+    }
+    release();
     forget_storm();
 }

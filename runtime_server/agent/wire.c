@@ -22,6 +22,7 @@
 
 static int sock = -1;
 static bool welcomed;
+uint32_t push_left;
 static uint32_t interest;
 static struct sockaddr_un address = {.sun_family = AF_UNIX};
 static int64_t orphan_us, orphan_at, retry_at, backoff = BACKOFF_FIRST_US;
@@ -81,17 +82,12 @@ static void hang_up(void) {
     command_detach_all();
 }
 
-/* Who we are, and which commands of an earlier connection are still running. */
+/* Who we are, and what of an earlier connection is still there. */
 static void say_hello(void) {
-    unsigned char *start = wire_begin(16 + 4 * SLOTS), *at = start;
+    unsigned char *start = wire_begin(8 + LISTED_MOST * SLOTS), *at = start;
     at = put32(at, PROTOCOL);
     at = put32(at, (uint32_t)self.max_commands);
-    unsigned char *counted = at;
-    at += 4;
-    for (unsigned i = 0; i < used; i++)
-        if (commands[i].job == J_EXEC && commands[i].state != S_LINGER)
-            at = put32(at, commands[i].id);
-    put32(counted, (uint32_t)((at - counted - 4) / 4));
+    at = command_list(at);
     wire_commit(F_HELLO, 0, (size_t)(at - start));
 }
 
@@ -123,6 +119,7 @@ static bool welcome(const unsigned char *payload, size_t size) {
     if (welcomed || size < 4 || get32(payload) != PROTOCOL)
         return false;
     welcomed = true;
+    push_left = PUSH_WINDOW;
     backoff = BACKOFF_FIRST_US;
     return true;
 }
@@ -139,6 +136,12 @@ static bool handle(const unsigned char *frame, size_t size) {
     if (kind == F_PING) {
         wire_send(F_PONG, id, payload, size < 64 ? size : 64);
         return true;
+    }
+    if (kind == F_ACK && id == 0) {
+        uint32_t count = size == 4 ? get32(payload) : 0;
+        bool fits = size == 4 && count <= PUSH_WINDOW - push_left;
+        push_left += fits ? count : 0;
+        return fits;
     }
     return command_frame(kind, id, payload, size);
 }

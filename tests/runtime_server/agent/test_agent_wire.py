@@ -13,9 +13,9 @@ import pytest
 from agentkit import Sandbox, namespace_command, running
 
 from runtime_server.agent import AgentListener, AgentLost
-from runtime_server.agent.frames import Kind, frame
+from runtime_server.agent.frames import PROTOCOL, Kind, frame
 
-HELLO = frame(Kind.HELLO, 0, struct.pack("<III", 1, 10, 0))
+HELLO = frame(Kind.HELLO, 0, struct.pack("<III", PROTOCOL, 10, 0))
 
 
 async def test_ping(sandbox: Sandbox) -> None:
@@ -165,10 +165,10 @@ GARBAGE: dict[str, Callable[[], bytes]] = {
     "too long": lambda: struct.pack("<I", 1 << 24),
     "too short": lambda: struct.pack("<I", 4) + b"xxxx",
     "unknown kind": lambda: frame(Kind.HELLO, 5),
-    "second welcome": lambda: frame(Kind.WELCOME, 0, struct.pack("<I", 1)),
+    "second welcome": lambda: frame(Kind.WELCOME, 0, struct.pack("<I", PROTOCOL)),
     "text": lambda: b"GET / HTTP/1.1\r\n\r\n",
     "too much stdin": lambda: (
-        frame(Kind.EXEC, 9, struct.pack("<BIIII", 1, 5000, 10, 2, 0) + b"\0sleep\x0060\0")
+        frame(Kind.EXEC, 9, struct.pack("<BIIIIII", 1, 5000, 10, 0, 0, 2, 0) + b"\0\0sleep\x0060\0")
         + frame(Kind.DATA, 9, bytes(100_000)) * 3
     ),
 }
@@ -184,10 +184,10 @@ async def test_agent_hangs_up_on_garbage_and_comes_back(sandbox: Sandbox, name: 
 
 MALFORMED = [
     (Kind.EXEC, b""),
-    (Kind.EXEC, struct.pack("<BIIII", 0, 0, 10, 1, 0) + b"\0unterminated"),
-    (Kind.EXEC, struct.pack("<BIIII", 0, 0, 10, 0xFFFFFFFF, 0) + b"\0x\0"),
-    (Kind.EXEC, struct.pack("<BIIII", 0, 0, 10, 1, 1) + b"\0x\0noequals\0"),
-    (Kind.EXEC, struct.pack("<BIIII", 0, 0, 10, 1, 0) + b"\0x\0more\0"),
+    (Kind.EXEC, struct.pack("<BIIIIII", 0, 0, 10, 0, 0, 1, 0) + b"\0\0unterminated"),
+    (Kind.EXEC, struct.pack("<BIIIIII", 0, 0, 10, 0, 0, 0xFFFFFFFF, 0) + b"\0\0x\0"),
+    (Kind.EXEC, struct.pack("<BIIIIII", 0, 0, 10, 0, 0, 1, 1) + b"\0\0x\0noequals\0"),
+    (Kind.EXEC, struct.pack("<BIIIIII", 0, 0, 10, 0, 0, 1, 0) + b"\0\0x\0more\0"),
     (Kind.WRITE, b"\0" * 5),
     (Kind.WRITE, b"\0" * 13 + b"/tmp/x"),
     (Kind.READ, b"\0" * 8),
