@@ -28,6 +28,10 @@ from starlette.exceptions import HTTPException
 from orchestrator.schema import Runtime
 from runtime_server import wire
 from runtime_server.agent.build import agent_binary
+from runtime_server.dialects.common import base_url
+from runtime_server.dialects.front import Front
+from runtime_server.dialects.images import Aliases
+from runtime_server.dialects.runtimes import Runtimes
 from runtime_server.engines.podman import PodmanEngine
 from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
@@ -58,8 +62,8 @@ class Identity:
 class Api:
     """What the routes call. Every answer is a `Response`, so nothing is checked or copied twice."""
 
-    def __init__(self, sandboxes: Sandboxes, identity: Identity) -> None:
-        self.sandboxes, self.identity = sandboxes, identity
+    def __init__(self, sandboxes: Sandboxes, identity: Identity, runtimes: Runtimes) -> None:
+        self.sandboxes, self.identity, self.runtimes = sandboxes, identity, runtimes
         self.version, self.started = package_version(), time.monotonic()
 
     def health(self, known: bool) -> Response:
@@ -77,6 +81,14 @@ class Api:
                 uptime_s=time.monotonic() - self.started,
             )
         )
+
+    async def create(self, body: wire.CreateSandbox, key: str | None, base: str) -> wire.Sandbox:
+        record = await self.sandboxes.create(body, key)
+        if not body.session_key:
+            return record
+        given = self.runtimes.grant(self.sandboxes.get(record.id))
+        url = f"{base}/sandbox/{record.id}/swerex"
+        return record.model_copy(update={"session_key": given, "swerex_url": url})
 
     async def write(self, request: Request, identity: str, path: str, mode: str) -> Response:
         box = self.sandboxes.usable(identity)
@@ -128,7 +140,8 @@ def create_app(
 ) -> FastAPI:
     """The application. Its lifespan starts the sandboxes when nobody has, and always stops them."""
     boxes = sandboxes if sandboxes is not None else default_sandboxes(config)
-    api = Api(boxes, identity or Identity())
+    runtimes = Runtimes(boxes, Aliases(aliases_of(config)))
+    api = Api(boxes, identity or Identity(), runtimes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -142,6 +155,7 @@ def create_app(
         title="Sandbox server", version=api.version, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.add_middleware(Gate, key=key)
+    app.add_middleware(Front, runtimes=runtimes, key=key)  # outside of the gate: it has keys of its own
     _add_routes(app, api)
     _add_errors(app, boxes)
     return app
@@ -154,6 +168,12 @@ def default_sandboxes(config: Runtime) -> Sandboxes:
 
 def store_of(config: Runtime) -> Path:
     return Path(config.image_store) if config.image_store else default_store()
+
+
+def aliases_of(config: Runtime) -> Path | None:
+    """Beside the images they stand for; None where there is no such place."""
+    folder = store_of(config).parent
+    return folder / "image_aliases.jsonl" if folder.is_dir() else None
 
 
 def _add_routes(app: FastAPI, api: Api) -> None:
@@ -178,7 +198,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/sandboxes")
     async def create(request: Request, body: wire.CreateSandbox, key: Key = None) -> Response:
-        return await while_connected(request, boxes.create(body, key), 201)
+        return await while_connected(request, api.create(body, key, base_url(request)), 201)
 
     @app.get("/v1/sandboxes")
     async def list_() -> Response:

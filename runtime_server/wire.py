@@ -137,6 +137,8 @@ class CreateSandbox(Request):
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     queue_timeout_s: Annotated[float, Field(ge=0)] | None = None
+    session_key: bool = False
+    """Answer with a key of this sandbox alone, for clients that must not have the server's: SWE-ReX."""
 
 
 class Sandbox(Message):
@@ -150,6 +152,8 @@ class Sandbox(Message):
     created_at: float
     expires_at: float
     reason: str = ""  # a Code, when dead
+    session_key: str = ""  # only in the answer to the create that asked for it
+    swerex_url: str = ""  # where a SWE-ReX client with that key finds this sandbox
 
 
 class SandboxList(Message):
