@@ -41,6 +41,7 @@ class AgentConnection:
         self.pid = pid
         self.running = hello.running  # by number: what there is of an earlier connection; see `attach`
         self.max_commands = hello.max_commands
+        self.environment: Mapping[str, str] = {}  # under the `env` of every command: what the image wants
         self._wire = wire
         self._slots = wire.slots = asyncio.Semaphore(hello.max_commands)
         self._last = max(hello.running, default=0)
@@ -77,12 +78,15 @@ class AgentConnection:
         for `attach` until `release`.
         """
         flags = 0 if stdin is None else Flag.STDIN
-        payload = frames.exec_payload(argv, cwd, env, flags, timeout_s, max_output, None, tag)
+        payload = frames.exec_payload(argv, cwd, self._env(env), flags, timeout_s, max_output, None, tag)
         subject = f"{argv[0]!r}" if cwd is None else f"{argv[0]!r} in {cwd!r}"
         result = await self._call(
             Kind.EXEC, payload, subject, max_output, timeout_s + ANSWER_S, stdin, stdin is not None, tag
         )
         return self._expect(Finished, result)
+
+    def _env(self, env: Mapping[str, str] | None) -> Mapping[str, str]:
+        return {**self.environment, **(env or {})} if self.environment else env or {}
 
     async def spawn(
         self,
@@ -101,7 +105,7 @@ class AgentConnection:
         AgentError when `cwd` cannot be entered or no terminal is to be had. It outlives this connection.
         """
         flags = Flag.PUSH | (Flag.STDIN if stdin or pty else 0)
-        payload = frames.exec_payload(argv, cwd, env or {}, flags, timeout_s, max_output, pty, tag)
+        payload = frames.exec_payload(argv, cwd, self._env(env), flags, timeout_s, max_output, pty, tag)
         subject = f"{argv[0]!r}" if cwd is None else f"{argv[0]!r} in {cwd!r}"
         call = await self._open(Kind.EXEC, payload, subject, timeout_s, max_output, tag)
         return await self._begun(call, Process(self._wire, call))
@@ -137,7 +141,8 @@ class AgentConnection:
         AgentError ENOENT in an image without a shell. It outlives this connection.
         """
         shells = [shell] if shell else ["bash", "sh"]
-        payload = frames.exec_payload(shells, cwd, env or {}, Flag.STDIN if pty else 0, None, 0, pty, tag)
+        flags = Flag.STDIN if pty else 0
+        payload = frames.exec_payload(shells, cwd, self._env(env), flags, None, 0, pty, tag)
         subject = f"a session of {' or '.join(shells)}" + ("" if cwd is None else f" in {cwd!r}")
         call = await self._open(Kind.OPEN, payload, subject, None, 0, tag)
         return await self._session(call)
