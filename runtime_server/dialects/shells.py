@@ -62,7 +62,7 @@ class Shell:
     async def _run(self, text: str) -> Finished:
         """Nobody may be waiting for it: such a command does not keep a sandbox from expiring."""
         return await self.session.run(
-            text, timeout_s=None, max_output=WINDOW, on_timeout="leave", on_output=self._on_output
+            text, timeout_s=None, max_output=WINDOW, on_timeout="leave", on_output=self._on_output, stdin=True
         )
 
     def _on_output(self, chunk: Chunk) -> None:

@@ -20,6 +20,10 @@ _CONTROL = re.compile(
 )
 
 
+_SOURCED = re.compile(rb"/proc/self/fd/\d+: (?:line )?\d+: ")
+"""Where a shell's own complaints name the file that its command came in: a terminal has no such file."""
+
+
 class Transcript:
     """Bytes in the order they came; of too many, the first and the last."""
 
@@ -45,13 +49,14 @@ class Transcript:
 
 def plain(data: bytes) -> str:
     """Without control sequences; bytes that are no UTF-8 as `\\xff`."""
-    text = _CONTROL.sub(b"", data) if b"\x1b" in data or b"\0" in data or b"\7" in data else data
+    text = _SOURCED.sub(b"", data)
+    text = _CONTROL.sub(b"", text) if b"\x1b" in data or b"\0" in data or b"\7" in data else text
     return text.replace(b"\r\n", b"\n").decode(errors="backslashreplace")
 
 
 def shown(data: bytes) -> str:
     """What is on the screen in the end: overwritten lines gone, spaces at the ends of lines gone."""
-    text = _CONTROL.sub(b"", data).decode(errors="replace")
+    text = _CONTROL.sub(b"", _SOURCED.sub(b"", data)).decode(errors="replace")
     return "\n".join(_line(line).rstrip() for line in text.replace("\r\n", "\n").split("\n"))
 
 
