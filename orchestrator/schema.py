@@ -117,6 +117,15 @@ class Runtime(Job):
     start_hold: Seconds = 8
     """How long `/start` of OpenHands clients may wait for a sandbox before it answers `pending`; less than
     the clients' own `remote_runtime_api_timeout`, which is 10 s where nobody changed it."""
+    max_lifetime: Annotated[int, Read(parse_seconds), Limits(ge=0)] = 0
+    """When a sandbox ends however busy it is, unless its create says otherwise; 0 is never."""
+    warm: Annotated[int, Limits(ge=0)] = 0
+    """Containers kept ready for the next sandboxes, whatever their image; the trainer's prefetch asks for
+    as many as its next batch needs, within `max_parallel_sandboxes`."""
+    image_budget: Mebibytes = 102_400
+    """Disk space, in MiB, for images that the server pulled itself; above it the longest unused goes."""
+    pull_timeout: Seconds = 600
+    """How long the pull of one image may take."""
     drain_timeout: Seconds = 20
     """How long running commands may go on once the server was told to stop."""
     state_dir: str = ""

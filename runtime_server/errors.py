@@ -4,9 +4,11 @@
     ├── BadRequest              the request makes no sense            400
     ├── Unauthorized            no key, or a wrong one                401
     ├── NotFound                no such sandbox, file or route        404
+    ├── Conflict                not while it is paused, not twice     409
     ├── Gone                    the sandbox died or expired           410
     ├── TooLarge                body or file above the limit          413
     ├── Unavailable             draining, queue timeout, unreachable  503
+    ├── Full                    no room left on a disk                507
     └── Internal                our fault                             500
 
 What it does not do: no HTTP; `app` maps errors to answers and `client` maps answers to errors.
@@ -51,6 +53,10 @@ class NotFound(SandboxError):
     status, default = 404, Code.NOT_FOUND
 
 
+class Conflict(SandboxError):
+    status, default = 409, Code.PAUSED
+
+
 class Gone(SandboxError):
     status, default = 410, Code.SANDBOX_DIED
 
@@ -63,12 +69,27 @@ class Unavailable(SandboxError):
     status, default = 503, Code.UNREACHABLE
 
 
+class Full(SandboxError):
+    status, default = 507, Code.DISK_FULL
+
+
 class Internal(SandboxError):
     status, default = 500, Code.INTERNAL
 
 
 BY_STATUS: dict[int, type[SandboxError]] = {
-    kind.status: kind for kind in (BadRequest, Unauthorized, NotFound, Gone, TooLarge, Unavailable, Internal)
+    kind.status: kind
+    for kind in (
+        BadRequest,
+        Unauthorized,
+        NotFound,
+        Conflict,
+        Gone,
+        TooLarge,
+        Unavailable,
+        Full,
+        Internal,
+    )
 }
 
 

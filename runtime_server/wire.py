@@ -22,6 +22,7 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 """A mutating call repeated with the same key gets the first answer instead of a second effect."""
 
 SandboxId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{3,40}$")]
+SnapshotId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{3,80}$")]
 
 
 class Code(StrEnum):
@@ -34,13 +35,19 @@ class Code(StrEnum):
     SANDBOX_NOT_FOUND = "sandbox_not_found"
     FILE_NOT_FOUND = "file_not_found"
     FILE_ERROR = "file_error"
+    SNAPSHOT_NOT_FOUND = "snapshot_not_found"
     TOO_LARGE = "too_large"
     IMAGE_MISSING = "image_missing"
     # what happened to a sandbox
     TIMEOUT = "timeout"
     OOM = "oom"
     SANDBOX_DIED = "sandbox_died"
+    DISK_FULL = "disk_full"
     EXPIRED = "expired"
+    EVICTED = "evicted"
+    PAUSED = "paused"
+    NOT_READY = "not_ready"
+    INTERRUPTED = "interrupted"
     # the service
     QUEUE_TIMEOUT = "queue_timeout"
     SERVER_DRAINING = "server_draining"
@@ -52,7 +59,7 @@ class Code(StrEnum):
     def infrastructure(self) -> bool:
         """True when the policy in the sandbox cannot have caused it: such an episode is masked.
 
-        A command's timeout, memory exhaustion, or a sandbox that its own processes killed, is the
+        A command's timeout, memory or disk exhaustion, or a sandbox that its own processes killed, is the
         policy's doing and is scored.
         """
         return self in {
@@ -62,7 +69,12 @@ class Code(StrEnum):
             Code.UNREACHABLE,
             Code.INTERNAL,
             Code.EXPIRED,
+            Code.EVICTED,
+            Code.PAUSED,
+            Code.NOT_READY,
+            Code.INTERRUPTED,
             Code.IMAGE_MISSING,
+            Code.SNAPSHOT_NOT_FOUND,
         }
 
 
@@ -135,10 +147,29 @@ class CreateSandbox(Request):
     """Made when it is missing; default: the image's own."""
     limits: Limits = Field(default_factory=Limits)
     ttl_s: Annotated[float, Field(gt=0)] | None = None
+    max_lifetime_s: Annotated[float, Field(gt=0)] | None = None
+    """It ends then, however busy it is; default: never."""
     labels: dict[str, str] = Field(default_factory=dict)
+    snapshot: SnapshotId | None = None
+    """Begin with the files of a snapshot, instead of an image's."""
+    setup: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
+    """Commands that must succeed before the sandbox is handed over."""
     queue_timeout_s: Annotated[float, Field(ge=0)] | None = None
+    wait_s: Annotated[float, Field(ge=0)] | None = None
+    """How long the answer may wait; after that it is 202, and `GET` tells when the sandbox runs. Default:
+    until it runs."""
+    group: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    group_size: Annotated[int, Field(ge=1)] | None = None
+    """Creates of one group get their places together, once so many have come."""
     session_key: bool = False
     """Answer with a key of this sandbox alone, for clients that must not have the server's: SWE-ReX."""
+
+
+class Queue(Message):
+    """Where a create stands that waits for a place."""
+
+    position: int  # 1 is the next one
+    eta_s: float | None = None  # by how long sandboxes were held lately; None while nothing is known
 
 
 class Sandbox(Message):
@@ -146,12 +177,16 @@ class Sandbox(Message):
 
     id: str
     image: str
-    state: Literal["running", "dead"]
+    state: Literal["queued", "starting", "running", "paused", "dead"]
     workdir: str
     labels: dict[str, str] = Field(default_factory=dict)
     created_at: float
     expires_at: float
     reason: str = ""  # a Code, when dead
+    message: str = ""  # what it died of, when it never ran
+    queue: Queue | None = None  # while it waits for a place
+    snapshot: str = ""  # what it began with, when that was no image
+    ends_at: float | None = None  # by its max_lifetime_s
     session_key: str = ""  # only in the answer to the create that asked for it
     swerex_url: str = ""  # where a SWE-ReX client with that key finds this sandbox
 

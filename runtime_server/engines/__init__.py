@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from runtime_server.engines.layers import Frozen
     from runtime_server.engines.watch import Watched
 
 AGENT = "/.orchestrate/agent"
@@ -45,6 +46,8 @@ class Recipe:
     memory_mb: int = 1024
     pids: int = 512
     shm_mb: int = 64
+    layers: tuple[str, ...] = ()  # directories of its root, the top one first; () leaves that to the engine
+    user: str = ""  # "" is root, or whom the image names
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Container:
     pid: int
     memory: Path | None = None
     watched: Watched | None = None
+    layer: Path | None = None  # its writable layer, where that is ours
+    memory_mb: int = 0
+    pids: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Image:
     name: str
     workdir: str
     as_root: bool = True
+    layers: tuple[str, ...] = ()  # as in a recipe
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Facts:
     rootless: bool
     enforced: Mapping[str, bool]
     notes: tuple[str, ...] = ()
+    dresses: bool = False  # whether a container that runs can be given any root: `blank`, `dress`, `freeze`
 
 
 class Engine(Protocol):
@@ -104,6 +113,24 @@ class Engine(Protocol):
 
     async def create(self, recipe: Recipe) -> Container:
         """Make and start one. Internal (create_failed) when that does not work."""
+
+    async def blank(self, recipe: Recipe) -> Container:
+        """Like `create`, with an empty root directory. Only where `facts.dresses`, as all that follows."""
+
+    async def dress(self, container: Container, recipe: Recipe) -> Container:
+        """Give a blank one the root directory of the recipe's `layers`, with its `workdir`. 1 ms."""
+
+    async def freeze(self, container: Container, name: str) -> Frozen:
+        """A copy of what one that was dressed has changed, to be a layer of others."""
+
+    async def discard(self, frozen: Path) -> None:
+        """Remove such a copy, which nobody uses any more."""
+
+    async def pause(self, container: Container) -> None:
+        """Stop all its processes but the agent, where they are."""
+
+    async def resume(self, container: Container) -> None:
+        """Let them go on."""
 
     async def kill(self, container: Container) -> None:
         """End all its processes; returns when they are gone."""

@@ -1,9 +1,9 @@
 """The engine `podman`: container lifecycle through the `podman` package, on a private API service.
 
 What it is
-    Two calls make a sandbox (create, start) and one removes it. Each goes through the package's own
-    session in a small pool of threads, with a time limit; the bodies are `spec.create_body`'s. The
-    first process's pid is read from the file that conmon writes, not asked for.
+    Two calls make a container (create, start) and one removes it; the bodies are `spec.create_body`'s. The
+    first process's pid is read from the file that conmon writes, not asked for. Where the kernel can, a
+    container starts with an empty root (`blank`) and is given its image's layers later (`dress`).
     `start` tries the OCI runtimes until one really starts a container (`Podman` cannot tell: crun refuses
     hybrid cgroups only then), and learns from that container what is enforced.
 
@@ -24,51 +24,53 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
-
-import requests
-from podman import PodmanClient
-from podman.errors import APIError
 
 from orchestrator.schema import Runtime
-from runtime_server.agent import AgentListener, AgentLost
-from runtime_server.engines import SOCKET, Container, EngineError, Facts, Image, Recipe, namespace, processes
+from runtime_server.agent import AgentConnection, AgentError, AgentListener, AgentLost
+from runtime_server.engines import (
+    SOCKET,
+    Container,
+    EngineError,
+    Facts,
+    Image,
+    Recipe,
+    namespace,
+    pausing,
+    processes,
+)
 from runtime_server.engines import probe as probing
+from runtime_server.engines.layers import Frozen, Layers
+from runtime_server.engines.podman_api import Api
+from runtime_server.engines.podman_images import Images
 from runtime_server.engines.service import Service, find_programs
 from runtime_server.engines.spec import ROOT_WAYS, USER_WAYS, Node, Way, create_body
 from runtime_server.engines.state import State, sweep
 from runtime_server.engines.watch import EVERY_S, Watch
-from runtime_server.errors import Internal, NotFound, SandboxError
+from runtime_server.errors import Gone, Internal, NotFound, SandboxError
 from runtime_server.wire import Code
 
-T = TypeVar("T")
-CALL_S = 60.0
-PULL_S = 20.0
 AGENT_S = 60.0
 GONE_S = 10.0
-KNOWN_S = 30.0  # how long an answer about an image is believed
 HANG_UP_S = 1.0
-BUSY_TRIES = 4
 TASKS_EACH = 64  # an ordinary user's sandboxes share one limit of processes and threads: on average so many
 
 
 class PodmanEngine:
     """See the module's docstring; implements `runtime_server.engines.Engine`."""
 
-    def __init__(self, config: Runtime, agent: Path, image_store: Path | None, orphan_s: int = 60) -> None:
-        self.config, self.agent, self.image_store = config, agent, image_store
+    def __init__(
+        self, config: Runtime, agent: Path, image_store: Path | None, orphan_s: int = 60, claim: str = ""
+    ) -> None:
+        self.config, self.agent, self.image_store, self.claim = config, agent, image_store, claim
         self._node = Node(agent, {}, orphan_s=orphan_s)
-        self._threads = ThreadPoolExecutor(config.max_parallel_creates + 2, thread_name_prefix="podman")
-        self._images: dict[str, tuple[float, asyncio.Task[Image]]] = {}
+        self._api = Api(config.max_parallel_creates + 2, self._revive)
+        self._images = Images(self._api, config.image_budget << 20, float(config.pull_timeout))
         self._restarting = asyncio.Lock()
         self._state: State | None = None
         self._service: Service | None = None
-        self._client: PodmanClient | None = None
+        self._layers: Layers | None = None
         self._facts: Facts | None = None
         self._watch: Watch | None = None
 
@@ -85,10 +87,16 @@ class PodmanEngine:
 
     # --- life ---
 
+    @property
+    def journal(self) -> Path | None:
+        """Where it is to be written down what a later server with the same claim has to know."""
+        return self.state.journal if self.claim else None
+
     async def start(self) -> None:
         runtimes = find_programs()
+        found = await asyncio.to_thread(State.claimed, self.config.state_dir, self.claim)
         await asyncio.to_thread(sweep, self.config.state_dir)
-        self._state = State.create(self.config.state_dir)
+        self._state = found or State.create(self.config.state_dir, self.claim)
         try:
             await self._find_runtime(runtimes)
         except BaseException:  # whatever stops us, a half-started service must not stay
@@ -100,18 +108,20 @@ class PodmanEngine:
         if self._state is None:
             return
         state, self._state = self._state, None
+        await asyncio.to_thread(pausing.thaw_all, state.cgroup)
         await asyncio.to_thread(processes.end_all, lambda: processes.inside(state.cgroup))
         if self._watch is not None:
             await asyncio.to_thread(self._watch.stop)
         await self._end_service()
         await asyncio.to_thread(state.remove)
-        self._threads.shutdown(wait=False)
+        self._api.close()
 
     async def _end_service(self) -> None:
         service, self._service = self._service, None
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        layers, self._layers = self._layers, None
+        self._api.disconnect()
+        if layers is not None:
+            await layers.stop()
         if service is not None:
             await service.stop()
 
@@ -133,8 +143,8 @@ class PodmanEngine:
         entry = await asyncio.to_thread(namespace.entry)
         self._service = Service(self.state, self.image_store, runtime)
         await self._service.start()
-        self._client = PodmanClient(base_url=f"unix://{self.state.socket}", max_pool_size=16)
-        driver = (await self._json("GET", "/info"))["store"]["graphDriverName"]
+        self._api.connect(self.state.socket)
+        driver = (await self._api.json("GET", "/info"))["store"]["graphDriverName"]
         notes = (*notes, *entry.notes, *namespace.storage_notes(self.state.graphroot))
         root = os.getuid() == 0
         cgroup = self.state.cgroup if root and way.limits else ""
@@ -151,9 +161,23 @@ class PodmanEngine:
             protect_agent=probing.may_protect(),
             seccomp="",
         )
-        enforced = await self._probe(runtime)
-        notes += self._look_after(enforced)
-        return Facts("podman", runtime, driver, probing.cgroup_version(), not root, enforced, notes)
+        self._layers = await self._new_layers()
+        enforced, problem = await self._probe(runtime)
+        notes += (*self._look_after(enforced), *problem)
+        version = probing.cgroup_version()
+        return Facts("podman", runtime, driver, version, not root, enforced, notes, not problem)
+
+    async def _new_layers(self) -> Layers | None:
+        """Helpers inside the service's namespaces; None where they cannot even start."""
+        assert self._service is not None
+        layers = Layers(self.state, self._service.pid)
+        volatile = namespace.overlay_works(self.state.layers, ",volatile")
+        try:
+            await layers.start(volatile)
+        except (SandboxError, OSError):
+            await layers.stop()
+            return None
+        return layers
 
     def _look_after(self, enforced: dict[str, bool]) -> tuple[str, ...]:
         """Where no cgroup holds memory and processes, somebody has to watch. Returns what to say about it."""
@@ -167,8 +191,9 @@ class PodmanEngine:
         what = " and ".join(lacking)
         return (*notes, f"{what}: watched {1 / EVERY_S:g} times a second, for no cgroup holds them here")
 
-    async def _probe(self, runtime: str) -> dict[str, bool]:
-        """Start the agent in an empty root directory, and see what holds for it."""
+    async def _probe(self, runtime: str) -> tuple[dict[str, bool], tuple[str, ...]]:
+        """Start the agent in an empty root directory, and see what holds for it, and why it cannot be
+        given another root, if it cannot."""
         recipe = Recipe(
             name=f"probe-{runtime}-{self._node.limits:d}{self._node.bound_sysv:d}{self._node.own_ids}",
             image="",
@@ -179,7 +204,7 @@ class PodmanEngine:
             shm_mb=self.config.sandbox.shm,
         )
         listener = AgentListener(recipe.io / SOCKET)
-        self.state.probe.mkdir(exist_ok=True)
+        (self.state.probe / "new").mkdir(parents=True, exist_ok=True)
         container = None
         try:
             await listener.start()
@@ -187,8 +212,9 @@ class PodmanEngine:
             agent = await listener.accept(container.pid, AGENT_S)
             enforced = probing.read_back(container.pid, recipe)
             self._node = replace(self._node, seccomp=self._compiled_seccomp(container.id))
+            problem = await self._try_dress(container, agent, recipe)
             await agent.close()
-            return enforced
+            return enforced, problem
         finally:
             await listener.close()
             if container is not None:
@@ -205,53 +231,26 @@ class PodmanEngine:
             return base64.b64encode((self.state.oci / container / "seccomp.bpf").read_bytes()).decode()
         return ""
 
+    async def _try_dress(
+        self, container: Container, agent: AgentConnection, recipe: Recipe
+    ) -> tuple[str, ...]:
+        """Give the probe another empty root, and have it find a directory there. Says why not."""
+        try:
+            lower = self.state.blank / "new"
+            found = await self.dress(container, replace(recipe, layers=(str(lower),), workdir="/found"))
+            await agent.write_file("/found/here", b"x", parents=False)
+            await self.discard(found.layer or lower)
+            return ()
+        except (SandboxError, AgentError, OSError) as error:
+            return (f"sandboxes start slowly and cannot be forked: no root can be changed here ({error})",)
+
     # --- images ---
 
     async def images(self) -> list[str]:
-        rows = await self._json("GET", "/images/json")
-        names = {name for row in rows for name in row.get("Names") or row.get("RepoTags") or []}
-        return sorted(name for name in names if "<none>" not in name)
+        return await self._images.names()
 
     async def image(self, name: str) -> Image:
-        """One look-up at a time for each name, believed for KNOWN_S."""
-        known = self._images.get(name)
-        if known is None or known[0] < time.monotonic():
-            known = (time.monotonic() + KNOWN_S, asyncio.create_task(self._look_up(name)))
-            self._images[name] = known
-            if len(self._images) > 1000:
-                self._images.pop(next(iter(self._images)))
-        return await asyncio.shield(known[1])
-
-    async def _look_up(self, name: str) -> Image:
-        try:
-            return await self._inspect(name)
-        except NotFound:
-            problem = await self._pull(name)
-        try:
-            return await self._inspect(name)
-        except NotFound:
-            here = ", ".join(await self.images()) or "none"
-            said = f"image {name!r} is not here{problem}. Images here: {here}"
-            raise NotFound(said, Code.IMAGE_MISSING) from None
-
-    async def _inspect(self, name: str) -> Image:
-        path = f"/images/{quote(name, safe='')}/json"
-        data = await self._json("GET", path)
-        wanted = data.get("Config") or {}
-        user = str(wanted.get("User") or "0").split(":")[0]
-        return Image(data["Id"], name, wanted.get("WorkingDir") or "/", user in ("0", "root"))
-
-    async def _pull(self, name: str) -> str:
-        """Try once, for a short time; local images have no registry. Returns why it failed."""
-        if name.startswith("localhost/"):
-            return ""
-        try:
-            params = {"reference": name, "policy": "missing", "quiet": True}
-            answer = await self._call("POST", "/images/pull", params=params, timeout_s=PULL_S)
-            problem = _pull_error(answer.text)
-            return f", and it could not be pulled ({problem})" if problem else ""
-        except SandboxError as error:
-            return f", and it could not be pulled ({error})"
+        return await self._images.image(name)
 
     # --- containers ---
 
@@ -265,36 +264,94 @@ class PodmanEngine:
 
     async def create(self, recipe: Recipe, rootfs: Path | None = None) -> Container:
         body = json.dumps(create_body(recipe, self._node, rootfs))
-        made = await self._json("POST", "/containers/create", data=body, busy=True)
+        made = await self._api.json("POST", "/containers/create", data=body, busy=True)
         identity = str(made["Id"])
         try:
-            await self._call("POST", f"/containers/{identity}/start", busy=True)
+            await self._api.call("POST", f"/containers/{identity}/start", busy=True)
             pid = await self._pid(identity)
         except BaseException:  # cancelled or failed: it must not stay
             await asyncio.shield(self._delete(identity))
             raise
-        watched = self._watch.add(pid, recipe.memory_mb << 20, recipe.pids) if self._watch else None
-        return Container(identity, pid, probing.own_cgroup(pid, "memory"), watched)
+        return self._container(identity, pid, recipe.memory_mb, recipe.pids, None)
+
+    def _container(self, identity: str, pid: int, memory: int, pids: int, layer: Path | None) -> Container:
+        watched = self._watch.add(pid, memory << 20, pids) if self._watch else None
+        return Container(identity, pid, probing.own_cgroup(pid, "memory"), watched, layer, memory, pids)
+
+    async def blank(self, recipe: Recipe) -> Container:
+        return await self.create(recipe, self.state.blank)
+
+    async def dress(self, container: Container, recipe: Recipe) -> Container:
+        if self._layers is None:
+            raise Internal("this node cannot change the root of a container", Code.CREATE_FAILED)
+        name = container.id[:16]
+        layer = await self._layers.dress(container.pid, name, recipe.layers, recipe.workdir or "/")
+        return replace(container, layer=layer)
+
+    async def freeze(self, container: Container, name: str) -> Frozen:
+        if self._layers is None or container.layer is None:
+            raise Internal("this sandbox has no layer of its own that could be copied", Code.CREATE_FAILED)
+        return await self._layers.freeze(container.layer, name)
+
+    async def discard(self, frozen: Path) -> None:
+        if self._layers is not None:
+            await self._layers.remove(frozen)
+
+    async def pause(self, container: Container) -> None:
+        try:
+            await asyncio.to_thread(pausing.pause, container)
+        except OSError as error:
+            raise Internal(f"the sandbox cannot be paused: {error}") from error
+
+    async def resume(self, container: Container) -> None:
+        await asyncio.to_thread(pausing.resume, container)
+
+    async def adopt(self, identity: str, pid: int, memory: int, pids: int, layer: str) -> Container:
+        """One that an earlier server with our claim left behind. Gone when it has ended since."""
+        if not self._is_ours(identity, pid):
+            raise Gone("its first process has ended", Code.EVICTED)
+        return self._container(identity, pid, memory, pids, Path(layer) if layer else None)
+
+    async def remove_others(self, known: set[str]) -> None:
+        """Every container that nobody adopted, with what it had."""
+        rows = await self._api.json("GET", "/containers/json", params={"all": True})
+        for row in rows:
+            identity = str(row["Id"])
+            if identity not in known:
+                pid = await self._pid(identity)
+                await self.kill(Container(identity, pid))
+                await self._delete(identity)
+        used = {identity[:16] for identity in known}
+        for folder in self.state.layers.iterdir():
+            if folder.name not in used:
+                await self.discard(folder)
 
     async def kill(self, container: Container) -> None:
         if self._watch and container.watched:
             self._watch.drop(container.watched)
         conmon = self._conmon(container.id)
-        parent = processes.stat_fields(container.pid)
-        if parent and int(parent[1]) == conmon:  # the pid is still that of our container
+        if self._is_ours(container.id, container.pid):
+            pausing.thaw_of(container.pid)
             processes.send(container.pid)
             await processes.wait_gone(container.pid, GONE_S)
         if conmon:
             await processes.wait_gone(conmon, GONE_S)
 
+    def _is_ours(self, identity: str, pid: int) -> bool:
+        """Whether the pid is still that of this container, and not another process's by now."""
+        parent = processes.stat_fields(pid)
+        return bool(parent) and int(parent[1]) == self._conmon(identity) != 0
+
     async def remove(self, container: Container, io: Path) -> None:
         await self._delete(container.id)
         await asyncio.to_thread(shutil.rmtree, io, ignore_errors=True)
+        if container.layer is not None:
+            await self.discard(container.layer)
 
     async def _delete(self, identity: str) -> None:
         params = {"force": True, "timeout": 0, "v": False}
         with contextlib.suppress(NotFound):
-            await self._call("DELETE", f"/containers/{identity}", params=params, busy=True)
+            await self._api.call("DELETE", f"/containers/{identity}", params=params, busy=True)
 
     def _userdata(self, identity: str) -> Path:
         return self.state.runroot / "overlay-containers" / identity / "userdata"
@@ -302,7 +359,7 @@ class PodmanEngine:
     async def _pid(self, identity: str) -> int:
         with contextlib.suppress(OSError, ValueError):
             return int((self._userdata(identity) / "pidfile").read_text())
-        data = await self._json("GET", f"/containers/{identity}/json")
+        data = await self._api.json("GET", f"/containers/{identity}/json")
         return int(data["State"]["Pid"])
 
     def _conmon(self, identity: str) -> int:
@@ -311,49 +368,6 @@ class PodmanEngine:
             pid = int((self._userdata(identity) / "conmon.pid").read_text())
             return pid if identity.encode() in processes.command_line(pid) else 0
         return 0
-
-    # --- calls ---
-
-    async def _json(self, method: str, path: str, **options: Any) -> Any:
-        return (await self._call(method, path, **options)).json()
-
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        data: str | None = None,
-        params: dict[str, Any] | None = None,
-        timeout_s: float = CALL_S,
-        busy: bool = False,
-    ) -> Any:
-        """One API call. NotFound on 404, else Internal (create_failed). A dead service is started again."""
-        session = self._session()
-        call: Callable[[], Any] = lambda: _send(session, method, path, data, params, timeout_s)  # noqa: E731
-        for left in range(BUSY_TRIES if busy else 1, 0, -1):
-            try:
-                answer = await self._in_thread(call)
-            except (requests.ConnectionError, APIError) as error:
-                if not await self._revive() or left == 1:
-                    raise Internal(f"Podman does not answer: {error}", Code.CREATE_FAILED) from error
-                continue
-            except requests.RequestException as error:
-                raise Internal(f"Podman took longer than {timeout_s:g} s", Code.CREATE_FAILED) from error
-            if answer.status_code < 400:
-                return answer
-            cause = _cause(answer)
-            if "database is locked" not in cause or left == 1:
-                kind = NotFound if answer.status_code == 404 else Internal
-                raise kind(f"Podman: {cause}", Code.CREATE_FAILED)
-        raise AssertionError("unreachable")
-
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-    def _session(self) -> Any:
-        if self._client is None or self._state is None:
-            raise Internal("the engine has stopped", Code.SERVER_DRAINING)
-        return self._client.api
 
     async def _revive(self) -> bool:
         """Start the service again when it has died. False when it is not the service's death."""
@@ -370,29 +384,7 @@ class PodmanEngine:
                 await self._service.start()
             except EngineError:
                 return False
+            if self._layers is not None:  # its helpers were in the namespaces of the service before
+                await self._layers.stop()
+                self._layers = await self._new_layers()
             return True
-
-
-def _send(
-    session: Any, method: str, path: str, data: str | None, params: dict[str, Any] | None, timeout_s: float
-) -> Any:
-    call = {"GET": session.get, "POST": session.post, "DELETE": session.delete}[method]
-    more = {"data": data} if method == "POST" else {}
-    return call(path, params=params, timeout=timeout_s, **more)
-
-
-def _pull_error(text: str) -> str:
-    """Podman says 200 and then how it went, one JSON object a line."""
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, AttributeError):
-            if error := json.loads(line).get("error"):
-                return str(error)[:300]
-    return ""
-
-
-def _cause(answer: Any) -> str:
-    try:
-        body = answer.json()
-        return str(body.get("message") or body.get("cause") or body)[:600]
-    except (ValueError, AttributeError):
-        return str(answer.text)[:600]

@@ -20,11 +20,12 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from runtime_server.engines import EngineError, namespace, processes
+from runtime_server.engines import EngineError, namespace, pausing, processes
 
 RUNROOT_MAX = 50  # Podman's own limit
 SOCKET_MAX = 107
@@ -40,10 +41,11 @@ class Owner:
     started: int
     boot: str
     cgroup: str
+    claim: str = ""  # who may take it over when its owner has died: the same job on the same node
 
     @classmethod
-    def me(cls, cgroup: str) -> Self:
-        return cls(os.getpid(), processes.started(os.getpid()), processes.boot_id(), cgroup)
+    def me(cls, cgroup: str, claim: str = "") -> Self:
+        return cls(os.getpid(), processes.started(os.getpid()), processes.boot_id(), cgroup, claim)
 
     @property
     def alive(self) -> bool:
@@ -72,9 +74,15 @@ class State:
         self.config = root / "c"
         self.graphroot = storage / "g"
         self.conmon = storage / "conmon"
+        self.blank = storage / "b"  # the root directory of containers that have none yet
+        self.layers = storage / "l"  # writable layers of the sandboxes, one folder each
+        self.frozen = storage / "f"  # those of snapshots
+        self.links = storage / "k"  # short names of layers
+        self.here = storage / "m"  # where an overlay is mounted for an instant
+        self.journal = root / "journal"
 
     @classmethod
-    def create(cls, state_dir: str = "") -> Self:
+    def create(cls, state_dir: str = "", claim: str = "") -> Self:
         """Two fresh directories; both under `state_dir` when it is given. Raises EngineError."""
         token = _token()
         fast, disk = (Path(state_dir), Path(state_dir)) if state_dir else bases()
@@ -83,14 +91,30 @@ class State:
         try:
             for folder in {state.root, state.storage}:
                 folder.mkdir(mode=0o700, parents=bool(state_dir))
-                _own(folder, state.cgroup)
+                _own(folder, state.cgroup, claim)
             for folder in (state.io, state.xdg, state.network, state.oci, state.graphroot):
+                folder.mkdir(mode=0o700)
+            for folder in (state.layers, state.frozen, state.links, state.here):
                 folder.mkdir(mode=0o700)
         except OSError as error:
             raise EngineError(
                 f"cannot make a state directory: {error}. Name another with runtime.state_dir."
             ) from error
         return state
+
+    @classmethod
+    def claimed(cls, state_dir: str, claim: str) -> Self | None:
+        """What a killed server with this claim left: ours from now on. None when there is none."""
+        if not claim:
+            return None
+        roots = [Path(state_dir)] * 2 if state_dir else [*bases()]
+        for path in leftovers(state_dir, claim):
+            state = cls(path, roots[1] / path.name)
+            if path.parent == roots[0] and state.journal.exists() and state.layers.is_dir():
+                for folder in {state.root, state.storage}:
+                    _own(folder, state.cgroup, claim)
+                return state
+        return None
 
     def check(self) -> None:
         """Refuse paths that are too long, and storage on a network filesystem. Raises EngineError."""
@@ -109,6 +133,7 @@ class State:
 
     def remove(self) -> None:
         """End whatever still runs there, then remove every trace."""
+        pausing.thaw_all(self.cgroup)
         processes.end_all(lambda: processes.of_server(self.token, self.cgroup))
         namespace.end_pause(self.root)
         processes.remove_cgroups(self.cgroup)
@@ -125,16 +150,21 @@ def bases() -> tuple[Path, Path]:
     return (shared if roomy else disk), disk
 
 
-def leftovers(state_dir: str = "") -> list[Path]:
-    """Directories that dead servers of this user left on this node."""
+def leftovers(state_dir: str = "", claim: str | None = None) -> list[Path]:
+    """Directories that dead servers of this user left on this node; with `claim` those of that one."""
     folders = {Path(state_dir)} if state_dir else set(bases())
     candidates = [p for base in folders for p in sorted(base.glob(f"orc-{os.getuid()}-*"))]
-    return [path for path in candidates if _is_dead(path)]
+    dead = [(path, owner) for path in candidates if (owner := _dead_owner(path)) is not None]
+    return [path for path, owner in dead if claim is None or owner.claim == claim]
 
 
-def sweep(state_dir: str = "") -> list[Path]:
-    """Remove what dead servers of this user left on this node; returns the directories removed."""
-    dead = leftovers(state_dir)
+def sweep(state_dir: str = "", spare: Callable[[str], bool] = lambda claim: False) -> list[Path]:
+    """Remove what dead servers of this user left on this node; returns the directories removed.
+
+    Whoever has a claim may come back for as long as a sandbox of his lives (they end themselves when nobody
+    comes); `spare` is asked about those.
+    """
+    dead = [path for path in leftovers(state_dir) if not spare(_claim(path)) or not _inhabited(path)]
     for path in dead:
         with contextlib.suppress(OSError):  # another server's sweep may be faster
             State(path, path).remove()
@@ -153,18 +183,31 @@ def _token() -> str:
     return f"orc-{os.getuid()}-{secrets.token_hex(4)}"
 
 
-def _own(folder: Path, cgroup: str) -> None:
-    (folder / "owner.json").write_text(json.dumps(asdict(Owner.me(cgroup))))
+def _own(folder: Path, cgroup: str, claim: str = "") -> None:
+    file = folder / "owner.json"
+    file.with_suffix(".new").write_text(json.dumps(asdict(Owner.me(cgroup, claim))))
+    file.with_suffix(".new").replace(file)
 
 
-def _is_dead(path: Path) -> bool:
-    """True only when its record proves that the owner is gone."""
+def _dead_owner(path: Path) -> Owner | None:
+    """Only when its record proves that the owner is gone."""
     try:
         status = path.lstat()
         owner = Owner(**json.loads((path / "owner.json").read_text()))
     except (OSError, ValueError, TypeError):
-        return False
-    return status.st_uid == os.getuid() and not path.is_symlink() and not owner.alive
+        return None
+    dead = status.st_uid == os.getuid() and not path.is_symlink() and not owner.alive
+    return owner if dead else None
+
+
+def _claim(path: Path) -> str:
+    owner = _dead_owner(path)
+    return owner.claim if owner else ""
+
+
+def _inhabited(path: Path) -> bool:
+    """Whether a sandbox of that server still waits for one who takes it over."""
+    return bool(processes.children(processes.naming(path.name)))
 
 
 def _free(path: Path) -> int:

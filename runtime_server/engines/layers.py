@@ -1,0 +1,180 @@
+"""Root directories for containers that run already: overlays of an image's layers, snapshots of what changed.
+
+What it is
+    `Layers` keeps two helpers (`dresser.py`) inside the namespaces of the engine's service: one that gives
+    containers their root directory and must answer in a millisecond, one that copies and removes.
+    A writable layer is a directory of ours, so a snapshot is a copy of it (blocks are shared where the
+    filesystem can), and a fork is one more overlay on that copy: no image is made, nothing is unpacked.
+
+What it does not do
+    It starts no container. Where the kernel cannot (before 5.2, no overlay of its own, SELinux labels)
+    `start` says so, and sandboxes are made by Podman alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime_server.engines import dresser
+from runtime_server.engines.state import State
+from runtime_server.errors import BadRequest, Internal, SandboxError
+from runtime_server.wire import Code
+
+START_S, DRESS_S, COPY_S = 10.0, 20.0, 600.0
+LOWER_MAX = 500  # the kernel's limit of layers in one overlay
+SELINUX = Path("/sys/fs/selinux/enforce")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A writable layer as it was: where the copy is, how big, and its digest if that was cheap to know."""
+
+    path: Path
+    size: int
+    digest: str
+
+
+class Helper:
+    """One `dresser.py`. Requests wait their turn; it ends with this process, whose pipe it reads."""
+
+    def __init__(self, service: int, here: Path) -> None:
+        user = ["-U", "--preserve-credentials"] if os.getuid() else []
+        enter = ["nsenter", *user, "-m", "-t", str(service)]
+        self._command = [*enter, sys.executable, "-I", "-S", dresser.__file__, str(here)]
+        self._process: Process | None = None
+        self._turn = asyncio.Lock()
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=1 << 20
+        )
+        await self._answer(START_S)
+
+    async def ask(self, timeout_s: float, **request: Any) -> dict[str, Any]:
+        """Internal when it fails; a helper that does not answer in time is given up.
+
+        Who stops waiting must not leave an answer behind for the next one: the exchange goes on.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._exchange(timeout_s, request)))
+
+    async def _exchange(self, timeout_s: float, request: dict[str, Any]) -> dict[str, Any]:
+        async with self._turn:
+            process = self._process
+            if process is None or process.stdin is None or process.returncode is not None:
+                raise Internal("the helper that mounts has ended", Code.CREATE_FAILED)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            return await self._answer(timeout_s)
+
+    async def _answer(self, timeout_s: float) -> dict[str, Any]:
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+            found: dict[str, Any] = json.loads(line)
+        except (TimeoutError, ValueError) as error:
+            await self.stop()
+            raise Internal("the helper that mounts does not answer", Code.CREATE_FAILED) from error
+        return found
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+class Layers:
+    """See the module's docstring. All paths are inside the server's own `State`."""
+
+    def __init__(self, state: State, service: int) -> None:
+        self.state = state
+        self._fast, self._slow = Helper(service, state.here), Helper(service, state.here)
+        self._names: dict[str, str] = {}
+        self._options = ",userxattr" if os.getuid() else ""
+
+    async def start(self, volatile: bool) -> None:
+        """Raises SandboxError or OSError where this cannot work."""
+        if _labelled():
+            raise BadRequest("SELinux wants labels that only Podman gives")
+        self._options += ",volatile" if volatile else ""
+        (self.state.blank / dresser.NEW.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        self.state.blank.chmod(0o755)
+        self.state.links.chmod(0o755)
+        await asyncio.gather(self._fast.start(), self._slow.start())
+
+    async def stop(self) -> None:
+        await asyncio.gather(self._fast.stop(), self._slow.stop())
+
+    async def dress(self, pid: int, name: str, lowers: Sequence[str], workdir: str) -> Path:
+        """Give the container of this first process its root; returns its writable layer's folder."""
+        folder = self.state.layers / name
+        folder.mkdir(mode=0o711)
+        try:
+            await self._told(
+                self._fast,
+                DRESS_S,
+                do="dress",
+                pid=pid,
+                links=str(self.state.links),
+                lowers=[self._short(path) for path in lowers],
+                upper=str(folder / "u"),
+                work=str(folder / "w"),
+                options=self._options,
+                workdir=workdir,
+            )
+        except BaseException:  # whatever stops it, its folder must not stay
+            await asyncio.shield(self.remove(folder))
+            raise
+        return folder
+
+    async def freeze(self, folder: Path, name: str) -> Frozen:
+        """Copy a writable layer. Internal (disk_full) when there is no room for it."""
+        target = self.state.frozen / name
+        said = await self._told(self._slow, COPY_S, do="freeze", source=str(folder / "u"), target=str(target))
+        return Frozen(target, int(said["bytes"]), str(said["digest"]))
+
+    async def remove(self, folder: Path) -> None:
+        """A writable or a frozen layer; whatever is left is removed with the server's state."""
+        with contextlib.suppress(SandboxError):
+            await self._slow.ask(COPY_S, do="remove", path=str(folder))
+
+    async def _told(self, helper: Helper, timeout_s: float, **request: Any) -> dict[str, Any]:
+        said = await helper.ask(timeout_s, **request)
+        if "error" in said:
+            full = said["errno"] == 28
+            raise Internal(str(said["error"]), Code.DISK_FULL if full else Code.CREATE_FAILED)
+        return said
+
+    def _short(self, path: str) -> str:
+        """A link of few characters: the options of one mount have room for 4096."""
+        if path not in self._names:
+            name = format(len(self._names), "x")
+            link = self.state.links / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+            self._names[path] = name
+        return self._names[path]
+
+
+def _labelled() -> bool:
+    return SELINUX.exists() and SELINUX.read_text().strip() == "1"
+
+
+def stack(graph: dict[str, Any]) -> tuple[str, ...]:
+    """The layers of an image, the top one first, as Podman describes it; () where it has no overlay."""
+    data = graph.get("Data") or {}
+    if graph.get("Name") != "overlay" or not data.get("UpperDir"):
+        return ()
+    found = (data["UpperDir"], *(path for path in data.get("LowerDir", "").split(":") if path))
+    return found if len(found) < LOWER_MAX else ()

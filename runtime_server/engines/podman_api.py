@@ -1,0 +1,106 @@
+"""Calls to one Podman API service, through the `podman` package's own session in a small pool of threads.
+
+What it is
+    `Api.call`: one request with a time limit; a database that is locked for a moment is asked again, a
+    service that has died is started again (`revive`), everything else is a SandboxError.
+
+What it does not do
+    It knows no containers and no images: `podman.py` and `podman_images.py` do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+from podman import PodmanClient
+from podman.errors import APIError
+
+from runtime_server.errors import Internal, NotFound
+from runtime_server.wire import Code
+
+T = TypeVar("T")
+CALL_S = 60.0
+BUSY_TRIES = 4
+
+
+class Api:
+    """See the module's docstring."""
+
+    def __init__(self, threads: int, revive: Callable[[], Awaitable[bool]]) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="podman")
+        self._client: PodmanClient | None = None
+        self._revive = revive
+
+    def connect(self, socket: Path) -> None:
+        self._client = PodmanClient(base_url=f"unix://{socket}", max_pool_size=16)
+
+    def disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def close(self) -> None:
+        self.disconnect()
+        self._threads.shutdown(wait=False)
+
+    async def json(self, method: str, path: str, **options: Any) -> Any:
+        return (await self.call(method, path, **options)).json()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: str | None = None,
+        params: dict[str, Any] | None = None,
+        timeout_s: float = CALL_S,
+        busy: bool = False,
+    ) -> Any:
+        """One API call. NotFound on 404, else Internal (create_failed). A dead service is started again."""
+        session = self._session()
+        call: Callable[[], Any] = lambda: _send(session, method, path, data, params, timeout_s)  # noqa: E731
+        for left in range(BUSY_TRIES if busy else 1, 0, -1):
+            try:
+                answer = await self._in_thread(call)
+            except (requests.ConnectionError, APIError) as error:
+                if not await self._revive() or left == 1:
+                    raise Internal(f"Podman does not answer: {error}", Code.CREATE_FAILED) from error
+                continue
+            except requests.RequestException as error:
+                raise Internal(f"Podman took longer than {timeout_s:g} s", Code.CREATE_FAILED) from error
+            if answer.status_code < 400:
+                return answer
+            cause = _cause(answer)
+            if "database is locked" not in cause or left == 1:
+                kind = NotFound if answer.status_code == 404 else Internal
+                raise kind(f"Podman: {cause}", Code.CREATE_FAILED)
+        raise AssertionError("unreachable")
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def _session(self) -> Any:
+        if self._client is None:
+            raise Internal("the engine has stopped", Code.SERVER_DRAINING)
+        return self._client.api
+
+
+def _send(
+    session: Any, method: str, path: str, data: str | None, params: dict[str, Any] | None, timeout_s: float
+) -> Any:
+    call = {"GET": session.get, "POST": session.post, "DELETE": session.delete}[method]
+    more = {"data": data} if method == "POST" else {}
+    return call(path, params=params, timeout=timeout_s, **more)
+
+
+def _cause(answer: Any) -> str:
+    try:
+        body = answer.json()
+        return str(body.get("message") or body.get("cause") or body)[:600]
+    except (ValueError, AttributeError):
+        return str(answer.text)[:600]
