@@ -35,10 +35,11 @@ from runtime_server.dialects.runtimes import Runtimes
 from runtime_server.engines.podman import PodmanEngine
 from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
+from runtime_server.idempotency import Idempotency
 from runtime_server.image_store import default_store
 from runtime_server.sandboxes import Sandboxes
 
-Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, max_length=200)]
+Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, min_length=1, max_length=wire.KEY_MAX)]
 Path_ = Annotated[str, Query(alias="path", min_length=1, max_length=4096)]
 Mode = Annotated[str, Query(pattern=r"^[0-7]{3,4}$")]
 
@@ -154,6 +155,7 @@ def create_app(
     app = FastAPI(
         title="Sandbox server", version=api.version, lifespan=lifespan, docs_url=None, redoc_url=None
     )
+    app.add_middleware(Idempotency)  # behind the gate
     app.add_middleware(Gate, key=key)
     app.add_middleware(Front, runtimes=runtimes, key=key)  # outside of the gate: it has keys of its own
     _add_routes(app, api)
