@@ -311,6 +311,19 @@ class Cluster:
             self.kill(process, number)
         self.wait(lambda: not alive(), 30, f"the end of {name} on {node}")
 
+    def small_disk(self, folder: Path, megabytes: int) -> None:
+        """A filesystem of its own at `folder`, the same on every host, so that it can be filled. From here
+        it is seen through `inside(folder)` only."""
+        self.run(["mkdir", "-p", folder], check=True)
+        hosts = [str(self._proc / str(pid)) for pid in (1, *set(self._hosts.values()) - {1})]
+        spec = {"proc": hosts, "folder": str(folder), "megabytes": megabytes, "uid": self.uid}
+        program = [self.python, "-E", "-s", "-S", str(HERE / "small_disk.py"), json.dumps(spec)]
+        subprocess.run(program, check=True, timeout=30)
+
+    def inside(self, path: Path) -> Path:
+        """A path as the hosts see it, for reading from here."""
+        return Path(f"/proc/{self._control}/root") / path.relative_to("/")
+
     def cut(self, node: str) -> None:
         """Pull the network cable: nothing arrives, no connection is closed."""
         self._link(node, "down")

@@ -20,6 +20,8 @@ NAMES = {"ipc": IPC, "uts": UTS, "net": NETWORK, "pid": PID, "mnt": MOUNT}  # in
 
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE, _SHARED = 1, 32, 4096, 16384, 1 << 18, 1 << 20
 _DETACH = 2
+_OPEN_TREE, _MOVE_MOUNT, _HERE = 428, 429, -100  # system calls of every architecture; AT_FDCWD
+_CLONE, _EMPTY_PATH, _CLOSE_ON_EXEC = 1, 4, os.O_CLOEXEC
 _NOSUID, _NODEV, _NOEXEC, _NOATIME, _RELATIME = 2, 4, 8, 1024, 1 << 21
 # A remount that leaves one of these out would take it away.
 _KEPT = {"nosuid": _NOSUID, "nodev": _NODEV, "noexec": _NOEXEC, "noatime": _NOATIME, "relatime": _RELATIME}
@@ -75,6 +77,19 @@ def read_only(target: Path) -> None:
     words = next((words for path, _, words in mounts() if path == target), frozenset())
     kept = sum(flag for word, flag in _KEPT.items() if word in words)
     _mount("none", target, None, _REMOUNT | _BIND | _READ_ONLY | kept)
+
+
+def copy_mount(source: Path) -> int:
+    """A descriptor of another mount of the same filesystem, not yet anywhere: see `place_mount`."""
+    found: int = _libc.syscall(_OPEN_TREE, _HERE, str(source).encode(), _CLONE | _CLOSE_ON_EXEC)
+    _checked(min(found, 0), f"cannot take the mount of {source}")
+    return found
+
+
+def place_mount(descriptor: int, target: Path) -> None:
+    """In the present namespace, whichever it was taken in."""
+    result = _libc.syscall(_MOVE_MOUNT, descriptor, b"", _HERE, str(target).encode(), _EMPTY_PATH)
+    _checked(result, f"cannot mount on {target}")
 
 
 def unmount(target: Path) -> None:

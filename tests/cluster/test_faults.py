@@ -64,3 +64,15 @@ def test_settings_change_in_a_running_cluster(fragile: Cluster) -> None:
     assert (
         "KillWait                = 30 sec" in fragile.run(["scontrol", "show", "config"], check=True).stdout
     )
+
+
+def test_a_small_disk_is_one_on_all_hosts_and_fills_up(fragile: Cluster) -> None:
+    folder = fragile.shared / "small"
+    fragile.small_disk(folder, 2)
+    filled = fragile.run(["dd", "if=/dev/zero", f"of={folder}/filler", "bs=64k"], node="gpu1")
+    assert "No space left on device" in filled.stderr
+    assert fragile.run(["sh", "-c", f"echo x > {folder}/more"], node="cpu1").returncode != 0
+    fragile.run(["rm", folder / "filler"], check=True)
+    fragile.run(["sh", "-c", f"echo hello > {folder}/word"], node="cpu2", check=True)
+    assert (fragile.inside(folder) / "word").read_text() == "hello\n"
+    assert list(folder.iterdir()) == []
