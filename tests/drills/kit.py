@@ -5,7 +5,7 @@ How to use it
     drill.cluster.kill(drill.part("trainer")); drill.fault(); drill.ends("success"); drill.row()
 
 What it measures
-    recovery_s      from the fault until the next step was finished, or until the run was over
+    recovery_s      from the fault until a step was finished that was not before, or until every job was over
     steps_lost      steps that were done again
     counted_twice   steps whose numbers differ from those of the run without a fault: an update that was
                     applied twice, or lost, changes every loss after it
@@ -48,6 +48,8 @@ MEASURED = ("time/", "tokens_per_s", "lost_tries")
 """How long it took and how often it was tried; every other number of a step must be exactly the same."""
 STEP_LINE = re.compile(r"^step +(\d+) ", re.MULTILINE)
 STEPS = 10
+BASELINE_STEPS = 30
+"""Of the run without a fault: as many as the longest drill has."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Row:
 
     fault: str
     happened: str
-    recovery_s: float
+    recovery_s: float | None
     steps_lost: int
     counted_twice: int
     jobs_left: int
@@ -93,6 +95,7 @@ class Drill:
         self.cluster, self.name, self.baseline = cluster, fault, baseline
         self.config = settings(cluster, image)
         self.run: RunDirectory | None = None
+        self.runs = cluster.shared / "runs"
         self.before = {job.id for job in cluster.jobs()}
         self._at = self._steps_at = 0.0
         self._recovered: float | None = None
@@ -102,6 +105,14 @@ class Drill:
     def configure(self, **sections: dict[str, Any]) -> None:
         for name, values in sections.items():
             self.config[name] = {**self.config.get(name, {}), **values}
+
+    def on_small_disk(self, megabytes: int) -> Path:
+        """Runs go to a filesystem of so many megabytes; returns where that is."""
+        place = self.cluster.shared / f"disk{time.monotonic_ns()}"
+        self.cluster.small_disk(place, megabytes)
+        self.runs = place / "runs"
+        self.configure(run={"runs_dir": str(self.runs)})
+        return place
 
     def launch(self, *words: str, env: dict[str, str] | None = None) -> RunDirectory:
         """`orchestrate launch` by the user on the login host."""
@@ -124,14 +135,38 @@ class Drill:
         return path
 
     def latest(self) -> RunDirectory:
-        runs = [p for p in (self.cluster.shared / "runs").iterdir() if p.name[0].isdigit()]
+        """As it is seen from here, the directory of the newest run."""
+        runs = [p for p in self.cluster.inside(self.runs).iterdir() if p.name[0].isdigit()]
         return RunDirectory(max(runs))
+
+    @property
+    def root(self) -> Path:
+        """The run directory as the hosts see it."""
+        assert self.run is not None
+        return self.runs / self.run.run_id
 
     def orchestrate(self, *words: str, timeout: float = 120) -> str:
         """A command of the command line on this run."""
-        assert self.run is not None
-        done = self.cluster.run(["orchestrate", words[0], str(self.run.root), *words[1:]], timeout=timeout)
+        done = self.cluster.run(["orchestrate", words[0], str(self.root), *words[1:]], timeout=timeout)
         return done.stdout + done.stderr
+
+    def resume(self) -> None:
+        """What a person does after a failure; the clock of the recovery runs on."""
+        self._steps_at = float(len(self.steps()))
+        said = self.orchestrate("resume")
+        assert self.live_jobs(), said
+
+    def jobs(self, role: str) -> list[str]:
+        """Ids of every job of a role that was submitted for the run."""
+        manifest = self.run.read_manifest() if self.run else None
+        assert manifest is not None
+        mine = [entry["job_id"] for entry in manifest.submissions if entry["role"] == role]
+        return list(dict.fromkeys(job_id for job_id in mine if job_id))
+
+    def lives(self, role: str) -> tuple[int, int]:
+        """(jobs, attempts) of a role so far."""
+        assert self.run is not None
+        return len(self.jobs(role)), self.run.latest_attempt(role)
 
     def job(self, role: str) -> str:
         """The job's id as its own record says."""
@@ -139,7 +174,7 @@ class Drill:
         status = self.run.read(self.run.status(role), JobStatus)
         if status is not None:
             return status.job_id
-        return str(json.loads(self.run.manifest.read_bytes())["submissions"][-1]["job_id"])
+        return self.jobs(role)[-1]
 
     def node(self, role: str) -> str:
         """Where a job of the run is."""
@@ -183,16 +218,25 @@ class Drill:
     # --- the fault and the end ---
 
     def fault(self) -> None:
-        """Now. The clock of the recovery starts."""
+        """Now. The clock of the recovery starts; without a call there is nothing to recover from."""
         self._at, self._steps_at = time.monotonic(), float(len(self.steps()))
 
-    def recovers(self, timeout: float = 180) -> None:
-        """A further step was finished."""
-        self.wait(lambda: len(self.steps()) > self._steps_at, timeout, "a step after the fault")
+    def recovers(self, role: str = "", timeout: float = 180) -> None:
+        """A further step was finished; with a role, in or after a second life of its job."""
+        if role:
+            self.wait(lambda: self.lives(role)[1] > 1, timeout, f"a second life of the {role} job")
+            self._steps_at = float(len(self.steps()))
+        self.wait(self._went_on, timeout, "a step after the fault")
         self._recovered = time.monotonic()
 
+    def _went_on(self) -> bool:
+        result = self.run.read(self.run.result, Result) if self.run else None
+        over = result is not None and result.outcome != "success" and not self.live_jobs()
+        assert not over, f"{result}\n{self.story()}"
+        return len(self.steps()) > self._steps_at
+
     def ends(self, *outcomes: str, timeout: float = 240) -> str:
-        """Every job over and the result written; returns the outcome."""
+        """Every job over and the result written; returns its reason."""
         run = self.run
         assert run is not None
         self.wait(lambda: run.read(run.result, Result) is not None, timeout, "the result")
@@ -202,7 +246,7 @@ class Drill:
         result = run.read(run.result, Result)
         assert result is not None
         assert result.outcome in outcomes, f"{result}\n{self.story()}"
-        return str(result.outcome)
+        return str(result.reason)
 
     def over(self) -> None:
         """For runs that end without a trainer's result."""
@@ -227,7 +271,7 @@ class Drill:
         row = Row(
             fault=self.name,
             happened=happened,
-            recovery_s=round((self._recovered or self._at) - self._at, 1),
+            recovery_s=round(self._recovered - self._at, 1) if self._recovered and self._at else None,
             steps_lost=self.done_again(),
             counted_twice=len(differing),
             jobs_left=len(self.live_jobs()),
@@ -246,7 +290,7 @@ class Drill:
             return []
         plain = {row["step"]: row for row in self.baseline}
         mine = {row["step"]: row for row in self.steps()}
-        keys = {step: _first_difference(row, plain[step]) for step, row in mine.items()}
+        keys = {step: _first_difference(mine[step], plain[step]) for step in sorted(mine.keys() & plain)}
         return [f"step {step}: {key}" for step, key in keys.items() if key]
 
     def done_again(self) -> int:

@@ -18,31 +18,56 @@ REMOUNT = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 
 def test_read_only(new_drill: NewDrill) -> None:
     drill = new_drill("the run directory turns read-only on the training node")
-    run = drill.launch()
-    drill.reach_step(2)
-    node = next(job.nodes for job in drill.cluster.jobs() if job.id == drill.job("training"))
+    drill.train(2)
+    node = drill.node("training")
     drill.fault()
     # the job's processes share the node's mounts, so they see it at once
-    drill.cluster.run(["sh", "-c", REMOUNT.format(run.root)], user=False, node=node, check=True)
+    remount = ["sh", "-c", REMOUNT.format(drill.root)]
+    drill.cluster.run(remount, user=False, node=node, check=True)
     try:
         drill.over()
+        assert "Read-only file system" in drill.orchestrate("why")
     finally:
-        drill.cluster.run(["umount", "-l", run.root], user=False, node=node)
-    drill.row("the training fails with the reason in its log; both jobs end")
+        drill.cluster.run(["umount", "-l", drill.root], user=False, node=node)
+    drill.resume()
+    drill.recovers()
+    drill.ends("success")
+    drill.row(
+        "the training fails, both jobs end, `orchestrate why` says so; once it can be written again, "
+        "`orchestrate resume` goes on from the checkpoint"
+    )
+
+
+def test_full(new_drill: NewDrill) -> None:
+    drill = new_drill("the filesystem of the run directory is full")
+    filler = drill.on_small_disk(64) / "filler"
+    drill.train()
+    drill.fault()
+    filled = drill.cluster.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64k"])
+    assert "No space left" in filled.stderr
+    drill.over()
+    assert "cannot be written: No space left on device" in drill.orchestrate("why")
+    drill.cluster.run(["rm", filler], check=True)
+    drill.resume()
+    drill.recovers()
+    drill.ends("success")
+    drill.row(
+        "the training fails, both jobs end, `orchestrate why` says that the disk is full; once there is "
+        "room, `orchestrate resume` goes on from the checkpoint"
+    )
 
 
 def test_stale_flags(new_drill: NewDrill) -> None:
     drill = new_drill("flags, url and key of an older attempt")
-    run = drill.launch()
-    drill.wait(lambda: run.read(run.ready_flag, ReadyFlag), 60, "the runtime")
-    drill.reach_step(2)
+    run = drill.train(2)
+    assert run.read(run.ready_flag, ReadyFlag)
     flag, url = run.ready_flag.read_bytes(), run.runtime_url.read_bytes()
     drill.fault()
     drill.cluster.run(["scontrol", "requeue", drill.job("runtime")], check=True)
     drill.wait(lambda: run.latest_attempt("runtime") == 2, 60, "the second attempt")
     run.ready_flag.write_bytes(flag)  # what a client with an old cache would see
     run.runtime_url.write_bytes(url)
-    drill.recovers()
+    drill.recovers("runtime")
     drill.ends("success")
     drill.row("the older attempt's words are not believed; the present server's are")
 
@@ -54,12 +79,11 @@ def test_clock_skew(new_drill: NewDrill) -> None:
     lines = [f"export LD_PRELOAD={library} FAKETIME=+3h FAKETIME_DONT_FAKE_MONOTONIC=1"]
     drill.configure(runtime={"setup_commands": lines})
     run = drill.launch()
-    drill.fault()
     drill.ends("success")
     status = run.read(run.status("runtime"), JobStatus)
     training = run.read(run.status("training"), JobStatus)
     assert status is not None and training is not None and status.at - training.at > 3600
-    drill.row("nothing: no times of two hosts are compared")
+    drill.row("nothing: the run succeeds; times of two hosts are never compared")
 
 
 def iter_libraries() -> Iterator[str]:
@@ -79,7 +103,6 @@ def test_directory_lag(new_drill: NewDrill) -> None:
         drill.cluster.run(command, user=False, node=node, check=True)
     try:
         drill.launch()
-        drill.fault()
         drill.ends("success", timeout=400)
     finally:
         for node in nodes:
