@@ -47,7 +47,7 @@ PARTS = {
 MEASURED = ("time/", "tokens_per_s", "lost_tries")
 """How long it took and how often it was tried; every other number of a step must be exactly the same."""
 STEP_LINE = re.compile(r"^step +(\d+) ", re.MULTILINE)
-STEPS = 10
+STEPS = 8
 BASELINE_STEPS = 30
 """Of the run without a fault: as many as the longest drill has."""
 

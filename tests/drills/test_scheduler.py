@@ -173,7 +173,8 @@ def test_node_lost(new_drill: NewDrill, role: str) -> None:
 
 def test_preempted(new_drill: NewDrill) -> None:
     drill = new_drill("preemption of the training job")
-    drill.configure(training={"partition": "gpu_low", "gpus_per_node": 1})
+    low = {"partition": "gpu_low", "gpus_per_node": 1}
+    drill.configure(training=low, trainer={"total_steps": BASELINE_STEPS})
     drill.train()
     node = drill.node("training")
     drill.fault()
@@ -185,7 +186,10 @@ def test_preempted(new_drill: NewDrill) -> None:
     drill.ends("success")
     assert drill.lives("training") == (1, 2)
     assert drill.done_again() == 0
-    drill.row("a checkpoint within the grace time of 10 s; requeued; goes on from there")
+    drill.row(
+        "Slurm says nothing to a batch shell in the grace time of 10 s; TERM after it: a checkpoint; requeued; "
+        "goes on from there"
+    )
 
 
 def test_walltime(new_drill: NewDrill) -> None:
