@@ -218,6 +218,7 @@ int main(int argc, char **argv, char **environment) {
     if (getpid() != 1)
         fail("agent: must be PID 1 of a pid namespace: it kills everything it can see when it ends\n");
     protect();
+    confine();
     self.environment = environment;
     self.memory_left = self.memory_most = (int64_t)memory_mb << 20;
     count_descriptors();

@@ -11,6 +11,7 @@
  * session.c  a shell that stays, and the commands it is given
  * pty.c      terminals
  * tree.c     killing or signalling everything that descends from a command
+ * confine.c  the system calls that nothing in the sandbox may make
  * files.c    reading and writing files, in a child of their own
  * tarout.c   a tar of a directory, likewise;  tarin.c   and back, confined
  *
@@ -101,6 +102,7 @@ struct command {
     struct shell *shell;       /* J_SHELL */
     uint64_t born_tick;        /* J_RUN: a process that started earlier is none of its own */
     pid_t born_pid;
+    uint64_t told_tick;        /* J_RUN: when it was interrupted */
     uint32_t sequence, parent; /* J_RUN: its own number, its session's id */
 };
 
@@ -131,6 +133,9 @@ uint32_t get32(const unsigned char *at);
 uint64_t get64(const unsigned char *at);
 unsigned char *put32(unsigned char *at, uint32_t value);
 unsigned char *put64(unsigned char *at, uint64_t value);
+
+/* confine.c */
+void confine(void);
 
 /* wire.c */
 #define TAG_SOCKET (UINT64_MAX)
@@ -262,7 +267,7 @@ _Noreturn void tar_in(struct slot *slot, char *path, uint64_t limit, uint64_t en
 /* tree.c */
 void tree_open(void);
 void tree_tick(int64_t now);
-void tree_signal(struct command *c, int signal);
+void tree_signal(struct command *c, int signal, uint64_t since);
 uint64_t tree_now(void);
 int tree_reopen(int fd, int flags);
 pid_t tree_last_pid(void);

@@ -309,7 +309,7 @@ static void signal_frame(struct command *c, int number, uint32_t grace_ms) {
     if (c->job == J_RUN && number == SIGINT)
         session_interrupt(c, grace_ms);
     else if (number >= 1 && number <= 64)
-        tree_signal(c, number);
+        tree_signal(c, number, 0);
 }
 
 static bool acknowledge(struct command *c, uint32_t count) {

@@ -26,13 +26,13 @@ class Process:
         assert call.mirrors is not None
         self.number = call.number
         self._wire = wire
-        self._call = call
+        self.call = call
         self._mirrors: tuple[Mirror, Mirror] = call.mirrors
         self._offsets = offsets
 
     @property
     def ended(self) -> bool:
-        return self._call.future.done()
+        return self.call.future.done()
 
     def kept(self) -> tuple[Kept, Kept]:
         """Of stdout and stderr, what there is up to now."""
@@ -45,7 +45,7 @@ class Process:
         """
         at = list(offsets or self._offsets)
         while True:
-            changed, over = self._call.changed, self.ended
+            changed, over = self.call.changed, self.ended
             silent = True
             for which, mirror in enumerate(self._mirrors):
                 while (chunk := mirror.read(at[which])) is not None:
@@ -53,19 +53,19 @@ class Process:
                     at[which] = chunk.offset + len(chunk.data)
                     yield chunk
             if silent and over:
-                self._call.future.result()
+                self.call.future.result()
                 return
             if silent:
                 await changed.wait()
 
     async def write(self, data: bytes) -> None:
         """To its stdin, as fast as it reads. AgentError EPIPE when it has none, or closed it."""
-        await feed(self._wire, self._call, data)
+        await feed(self._wire, self.call, data)
 
     async def close_stdin(self) -> None:
         """The end of its input; on a terminal, what Ctrl-D says."""
-        if not self._call.refuses:
-            self._call.refuses = True
+        if not self.call.refuses:
+            self.call.refuses = True
             self._wire.say(Kind.DATA, self.number)
 
     async def signal(self, signum: int) -> None:
@@ -86,7 +86,7 @@ class Process:
 
     async def wait(self) -> Finished:
         """Its end. Giving up waiting changes nothing: it runs on."""
-        result = await asyncio.shield(self._call.future)
+        result = await asyncio.shield(self.call.future)
         if not isinstance(result, Finished):
             raise self._wire.lose("the agent answered another question than was asked")
         return result

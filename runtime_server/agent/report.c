@@ -27,7 +27,7 @@ static void tell_started(struct command *c) {
     if (!ready || c->detached || wire_room() < REPLY_ROOM)
         return;
     put32(payload, (uint32_t)root);
-    payload[4] = c->in >= 0;
+    payload[4] = c->in >= 0 || (c->job == J_SHELL && c->master >= 0); /* of a session: whether it is a terminal */
     wire_send(F_STARTED, c->id, payload, sizeof payload);
     c->announce = false;
 }

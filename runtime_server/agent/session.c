@@ -6,6 +6,9 @@
  *     . /proc/self/fd/240 <in >out 2>err       240 is a memory file that holds the text of the command
  *     echo "$? SEQUENCE" >/proc/self/fd/243    the status comes back beside the output, never in it
  *
+ * (A variable says when the first of them runs: bash can crash when the trap that makes it leave a command
+ * finds it reading the next.)
+ *
  * The text is never typed or quoted, may have any size, and a syntax error in it is a status like another.
  * The pipe keeps the two lines apart (O_DIRECT), since a shell that is interrupted throws away what it has
  * read and not yet run: the second line is still in the pipe. What the shell itself says (prompts, notices)
@@ -28,15 +31,20 @@
 #include <unistd.h>
 
 #define NOISE 16384         /* of what background jobs say between two commands */
-#define ABORT 60            /* a signal that nothing uses; its trap makes the shell leave the command */
-#define ASK_AGAIN_US 50000  /* a shell that was made to leave a command may have left our question, too */
+#define LEAVE 59            /* signals that nothing uses: their traps make the shell leave the command, */
+#define ABORT 60            /* this one also where the session ignores SIGINT */
+#define ASK_AGAIN_US 3000  /* a shell that was made to leave a command may have left our question, too */
+#define YOUNG_US 200000
 #define GIVE_UP_US 1500000
 #define SETTLE_US 10000     /* what was written to a terminal reaches us a moment later */
 
 enum { TEXT, OUT, ERR, STATUS, NOTHING, IN };
 
-static const char set_up[] = "PS1='$ ' PS2= PS4='+ '; [ \"$BASH_VERSION\" ] && set +o history +H; "
-                             "unset HISTFILE MAILCHECK TMOUT; trap 'trap - INT; kill -INT $$' 60\n";
+/* ignoreeof: a busybox shell takes a signal that finds it reading for the end of its input. */
+static const char set_up[] =
+    "PS1='$ ' PS2= PS4='+ '; [ \"$BASH_VERSION\" ] && set +o history +H; set -o ignoreeof; "
+    "unset HISTFILE MAILCHECK TMOUT; trap '[ \"$_orchestrate\" != run ] || kill -INT $$' 59; "
+    "trap '[ \"$_orchestrate\" != run ] || { trap - INT; kill -INT $$; }' 60\n";
 
 struct shell {
     int control, text, status, in;
@@ -49,8 +57,9 @@ static bool tell(const struct shell *s, const char *line) {
 }
 
 static bool ask(const struct shell *s, uint32_t sequence) {
-    char line[80];
-    snprintf(line, sizeof line, "\\command echo \"$? %u\" >/proc/self/fd/%d\n", sequence, HANDED_FIRST + STATUS);
+    char line[128];
+    snprintf(line, sizeof line, "_orchestrate=$?; \\command echo \"$_orchestrate %u\" >/proc/self/fd/%d\n",
+             sequence, HANDED_FIRST + STATUS);
     return tell(s, line);
 }
 
@@ -174,14 +183,15 @@ static bool open_stdin(struct command *c, const struct command *session) {
 }
 
 static bool tell_command(const struct command *session, const struct command *c) {
-    char line[128];
-    if (session->master >= 0)
-        snprintf(line, sizeof line, ". /proc/self/fd/%d </proc/self/fd/%d >/proc/self/fd/%d 2>&1\n",
-                 HANDED_FIRST + TEXT, HANDED_FIRST + OUT, HANDED_FIRST + OUT);
+    static const char say[] = "_orchestrate=run; . /proc/self/fd/%d </proc/self/fd/%d >/proc/self/fd/%d 2>";
+    bool terminal = session->master >= 0;
+    int from = HANDED_FIRST + (terminal ? OUT : c->in >= 0 ? IN : NOTHING);
+    char line[160];
+    int size = snprintf(line, sizeof line, say, HANDED_FIRST + TEXT, from, HANDED_FIRST + OUT);
+    if (terminal)
+        snprintf(line + size, sizeof line - (size_t)size, "&1\n");
     else
-        snprintf(line, sizeof line, ". /proc/self/fd/%d </proc/self/fd/%d >/proc/self/fd/%d 2>/proc/self/fd/%d\n",
-                 HANDED_FIRST + TEXT, HANDED_FIRST + (c->in >= 0 ? IN : NOTHING), HANDED_FIRST + OUT,
-                 HANDED_FIRST + ERR);
+        snprintf(line + size, sizeof line - (size_t)size, "/proc/self/fd/%d\n", HANDED_FIRST + ERR);
     return tell(session->shell, line) && ask(session->shell, c->sequence);
 }
 
@@ -193,9 +203,11 @@ static void begin(struct command *session, struct command *c, uint32_t flags, co
     c->born_tick = tree_now();
     c->born_pid = tree_last_pid();
     c->sequence = session->sequence++;
+    bool takes_input = flags & WITH_STDIN || session->master >= 0;
     bool good = write_text(session->shell->text, text->at, (size_t)(text->end - text->at));
-    good = good && (!(flags & WITH_STDIN) || open_stdin(c, session));
-    if (!good || !tell_command(session, c)) {
+    good = good && (!takes_input || open_stdin(c, session));
+    /* EPIPE: the shell is ending, perhaps by this very command; its supervisor is about to say so. */
+    if (!good || (!tell_command(session, c) && errno != EPIPE)) {
         wire_fail(c->id, errno, "the session's shell cannot be told");
         command_free(c);
         return;
@@ -310,42 +322,71 @@ void session_ended(struct command *session) {
     command_settle(run);
 }
 
+/* Only when it has read all there is: what is still in the pipe it will come to. */
+static void ask_again(const struct command *run) {
+    int waiting = 1;
+    if (!atomic_load(&command_slot(run)->done) &&
+        ioctl(run->peer->shell->control, FIONREAD, &waiting) == 0 && waiting == 0)
+        ask(run->peer->shell, run->sequence);
+}
+
+/* As a terminal does it; and the shell is told by itself, since SIGINT alone it may take for its child's,
+ * or get in the wrong moment, and go on with the rest of the text. */
 void session_interrupt(struct command *run, uint32_t grace_ms) {
     if (run->state != S_RUNNING)
         return;
     pid_t shell = shell_pid(run->peer);
+    if (shell > 1)
+        kill(shell, LEAVE);
     if (run->peer->master >= 0)
         ioctl(run->peer->master, TIOCSIG, SIGINT); /* to what is in the foreground */
     else if (shell > 1)
         kill(-shell, SIGINT);
-    if (grace_ms)
-        run->grace_us = now_us() + (int64_t)grace_ms * 1000;
+    run->told_tick = tree_now();
+    run->kill_us = now_us();
+    run->phase_us = run->kill_us + ASK_AGAIN_US;
+    run->grace_us = run->kill_us + (int64_t)grace_ms * 1000;
 }
 
 /* After it nothing more of the text is run: the trap comes before the shell's next step. */
 void session_abort(struct command *run) {
     pid_t shell = run->peer ? shell_pid(run->peer) : 0;
-    if (shell > 1)
+    if (shell > 1) {
         kill(shell, ABORT);
+        kill(shell, SIGINT); /* for a shell that waits for input itself */
+    }
     run->grace_us = now_us() + ASK_AGAIN_US;
+}
+
+/* A process that was being started when the others were told may have lost its SIGINT on the way from the
+ * shell's copy to the program: those as young as that are told again, for a moment. */
+static int64_t interrupted_tick(struct command *run, int64_t now) {
+    if (now >= run->grace_us) {
+        command_doom(run, KILLED);
+        return run->grace_us;
+    }
+    if (now >= run->phase_us) {
+        ask_again(run);
+        if (now - run->kill_us < YOUNG_US)
+            tree_signal(run, SIGINT, run->told_tick - 1);
+        run->phase_us = now + (now - run->kill_us < ASK_AGAIN_US ? ASK_AGAIN_US : now - run->kill_us);
+    }
+    return run->phase_us < run->grace_us ? run->phase_us : run->grace_us;
 }
 
 /* When to call again, or 0. */
 int64_t session_tick(struct command *run, int64_t now) {
     if (run->state > S_KILLING || !run->peer || !run->grace_us || run->state == S_GRACE)
         return 0;
+    if (run->state == S_RUNNING)
+        return interrupted_tick(run, now);
     if (now < run->grace_us)
         return run->grace_us;
-    if (run->state == S_RUNNING) { /* interrupted, and still there */
-        command_doom(run, KILLED);
-        return run->grace_us;
-    }
     if (now - run->kill_us > GIVE_UP_US) {
         command_doom(run->peer, KILLED);
         return 0;
     }
-    if (!atomic_load(&command_slot(run)->done))
-        ask(run->peer->shell, run->sequence);
+    ask_again(run);
     run->grace_us = now + ASK_AGAIN_US;
     return run->grace_us;
 }

@@ -53,8 +53,11 @@ class Session:
         self._wire = wire
         self._call = call
         self._start = start
+        self._terminal = bool(call.begun and call.begun.done() and call.begun.result())
         self._running: Call | None = None
         self._left: Process | None = current  # runs on, or ended, and nobody has had its result
+        if current is not None:
+            self._running = current.call
 
     @property
     def ended(self) -> bool:
@@ -91,7 +94,7 @@ class Session:
             flags = (Flag.PUSH if push else 0) | (Flag.STDIN if stdin else 0)
             return frames.run_payload(self.number, text, flags, limit_s, max_output, tag)
 
-        push = leave or stdin or on_output is not None
+        push = leave or stdin or self._terminal or on_output is not None
         call, process = await self._start(payload, f"session {self.number}", push, limit_s, max_output)
         self._running, self._left = call, process
         try:
@@ -124,7 +127,6 @@ class Session:
     ) -> Finished:
         """Goes on waiting for the command that was left running; its whole result, from the beginning."""
         if self._left is None:
-            self._check()
             raise AgentError(errno.EINVAL, "nothing is running in this session, and nothing is left to tell")
         return await self._follow(self._left, timeout_s, on_output)
 
@@ -133,7 +135,7 @@ class Session:
 
         Returns when the command has ended; the session is usable then (or SessionEnded).
         """
-        call = self._left._call if self._left is not None else self._running
+        call = self._left.call if self._left is not None else self._running
         if call is None or call.future.done():
             return None
         self._wire.say(Kind.SIGNAL, call.number, frames.signal_payload(signal.SIGINT, max(grace_s, 0.001)))
@@ -179,6 +181,11 @@ class Session:
         return finished
 
     def _check(self) -> None:
+        if self._running is not None and not self._running.future.done():
+            raise AgentError(
+                errno.EBUSY,
+                "the session is still running a command: wait for it, interrupt it, or open another",
+            )
         if not self.ended:
             return
         finished = self._call.future.result()

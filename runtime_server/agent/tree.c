@@ -329,14 +329,15 @@ void tree_tick(int64_t now) {
     forget_storm();
 }
 
-/* To everything that descends from a command, whatever session or group it made itself. */
-void tree_signal(struct command *c, int signal) {
+/* To everything that descends from a command, whatever session or group it made itself, and that was not
+ * there before `since`. */
+void tree_signal(struct command *c, int signal, uint64_t since) {
     if (!survey())
         return;
     for (size_t i = 0; i < count; i++) {
         const struct process *p = &list[i];
         const struct command *owner = p->owner >= 0 ? &commands[p->owner] : NULL;
-        if (!p->dead && owner && (owner == c || (c->job == J_RUN && owner == c->peer && is_of_run(p, c))))
+        if (!p->dead && p->start >= since && owner && (owner == c || (c->job == J_RUN && owner == c->peer && is_of_run(p, c))))
             kill(p->pid, signal);
     }
     release();
