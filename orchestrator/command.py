@@ -10,7 +10,8 @@ How to use it
     command.end(stop_timeout_s=25)
 
 What it does not do
-    It knows no run and no peer. One command per process; both classes belong to the main thread.
+    It knows no run and no peer. Both classes belong to the main thread. `end` ends everything below this
+    process; where there are several commands, `stop` is for one of them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _LEFTOVERS_GRACE_S = 3.0
 
 reaping = threading.Lock()
 """Held by whoever waits for a child of its own in another thread: meanwhile nobody reaps orphans."""
+
+_unread: dict[int, int | None] = {}
+"""Exit codes of commands; None until one is collected, perhaps by the look at another command."""
 
 
 class Inbox:
@@ -97,18 +101,22 @@ class Command:
         )
         self.pid = self._process.pid
         self._process.returncode = 0  # reaped by `poll`, among the orphans
+        _unread[self.pid] = None
 
     def poll(self) -> int | None:
         """The exit code (negative for a signal), None while it runs. Collects orphans on the way."""
         if self.exit_code is None:
             if reaping.acquire(blocking=False):
                 try:
-                    self.exit_code = reap().get(self.pid)
+                    _collect()
                 finally:
                     reaping.release()
-            else:
+            elif _unread[self.pid] is None:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.exit_code = os.waitstatus_to_exitcode(status) if pid else None
+                _unread[self.pid] = os.waitstatus_to_exitcode(status) if pid else None
+            self.exit_code = _unread[self.pid]
+            if self.exit_code is not None:
+                del _unread[self.pid]
         return self.exit_code
 
     def send(self, number: int) -> None:
@@ -120,13 +128,23 @@ class Command:
         """TERM, or another signal, and KILL after the timeout; then everything that is still below us, which
         gets what is left of the timeout: the scheduler's own patience ends soon after. The exit code."""
         deadline = time.monotonic() + stop_timeout_s
+        code = self.stop(stop_timeout_s, number)
+        end_descendants(min(max(0.0, deadline - time.monotonic()), _LEFTOVERS_GRACE_S))
+        return code
+
+    def stop(self, stop_timeout_s: float, number: int = signal.SIGTERM) -> int:
+        """The same for this program and its process group only: orphans of it may be left."""
         self.send(number)
         if self.wait(stop_timeout_s) is None:
+            self.kill()
+        code = self.wait(_LEFTOVERS_GRACE_S)
+        return -signal.SIGKILL if code is None else code
+
+    def kill(self) -> None:
+        """KILL to its process group."""
+        if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-        code = self.wait(_LEFTOVERS_GRACE_S)
-        end_descendants(min(max(0.0, deadline - time.monotonic()), _LEFTOVERS_GRACE_S))
-        return -signal.SIGKILL if code is None else code
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, None when it still runs after so long."""
@@ -134,6 +152,13 @@ class Command:
         while self.poll() is None and (left := deadline - time.monotonic()) > 0:
             self.inbox.wait(min(left, 0.5))
         return self.exit_code
+
+
+def _collect() -> None:
+    """Reap whoever has died; orphans are nobody's, the others' codes are kept until they are asked for."""
+    for pid, code in reap().items():
+        if pid in _unread:
+            _unread[pid] = code
 
 
 def how(code: int) -> str:

@@ -48,6 +48,7 @@ from orchestrator.records import (
     Record,
     Result,
     Role,
+    ServerRecord,
     Settings,
     Submission,
     Superseded,
@@ -75,6 +76,7 @@ __all__ = [
     "Result",
     "Role",
     "RunDirectory",
+    "ServerRecord",
     "Settings",
     "Submission",
     "Superseded",
@@ -110,6 +112,7 @@ class RunDirectory:
         self.runtime_api_key = at("runtime_api_key.txt")
         self.ready_flag = at("runtime_ready.flag")
         self.runtime = at("runtime")
+        self.servers = at("runtime", "servers")  # each file of it written by the server that it names
         # written by the training job; metrics, summary and below by the trainer in it
         self.complete_flag = at("training_complete.flag")
         self.result = at("result.json")
@@ -145,6 +148,13 @@ class RunDirectory:
         """The changing nonce of one job."""
         return self.root / role / "heartbeat"
 
+    def server(self, name: str) -> Path:
+        """`ServerRecord` of one server of a fleet."""
+        return self.servers / f"{name}.json"
+
+    def server_heartbeat(self, name: str) -> Path:
+        return self.servers / f"{name}.heartbeat"
+
     def submissions(self, role: str) -> Path:
         """Journal of what this role's job has submitted: a successor of its own, or of its peer."""
         return self.root / role / "submissions.jsonl"
@@ -168,7 +178,7 @@ class RunDirectory:
         run = cls(runs_dir / name)
         runs_dir.mkdir(parents=True, exist_ok=True)
         run.root.mkdir(mode=0o700)
-        for folder in (run.runtime, run.training, run.events, run.attempts):
+        for folder in (run.runtime, run.servers, run.training, run.events, run.attempts):
             folder.mkdir()
         for awaited in run.awaited():
             os.close(os.open(awaited, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -222,6 +232,12 @@ class RunDirectory:
         more = [row for role in roles for row in read_json_lines(self.submissions(role))]
         everything = sorted([*manifest.submissions, *more], key=lambda entry: entry.get("number", 1))
         return dataclasses.replace(manifest, submissions=everything)
+
+    def read_servers(self) -> list[ServerRecord]:
+        """What the servers of this run's fleet say, those of an earlier attempt included: hints, no more."""
+        paths = sorted(self.servers.glob("*.json"))
+        found = [self.read(path, ServerRecord) for path in paths]
+        return [record for record in found if record is not None and record.run_id == self.run_id]
 
     def read_text(self, path: Path) -> str:
         """A published line; "" when it is not there yet."""

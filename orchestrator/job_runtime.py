@@ -4,7 +4,8 @@ What it is
     The loop around the server: ready, release of the training job, watch, stop. It ends when the training
     is complete, when the training is known dead, or when it is told to. A server that dies after it had
     served, or lives and does not answer any more, gets another life: in this job, where the stub starts it
-    again; at the walltime in this job requeued, or in a successor. `runtime.max_restarts` limits that.
+    again; at the walltime in this job requeued, or in a successor. `runtime.max_restarts` limits that. On
+    several nodes a server stands on each (`job_fleet`), and what is said here of the server holds for all.
 
 What it does not do
     It neither starts sandboxes nor trains. `orchestrator.job` calls it.
@@ -20,6 +21,7 @@ import time
 from orchestrator.command import Command, Inbox, how
 from orchestrator.contract import CompleteFlag, Exit, Outcome, ReadyFlag, Role
 from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_code
+from orchestrator.job_fleet import Fleet
 from orchestrator.peer import Peer, ServerWatch, TrainingWatch, Watcher, runtime_health
 from orchestrator.schedulers import SchedulerError
 from orchestrator.successor import submit_successor
@@ -42,6 +44,8 @@ class RuntimeJob:
         self.alone = attempt.manifest.mode == "runtime-only"
         clock = Walltime(attempt.scheduler, attempt.job_id, self.settings.signal_lead)
         self.walltime = Watcher(clock.probe, 5.0, inbox.wake)
+        several = self.settings.runtime_nodes > 1
+        self.fleet = Fleet(attempt, inbox, self.command()) if several else None
         self.ready = False
         self.started = time.monotonic()
 
@@ -55,11 +59,12 @@ class RuntimeJob:
             return finish(self.attempt, complete)
         self.attempt.status("starting")
         try:
-            command = Command(self.command(), self.inbox, env=self.attempt.environment(), cwd=self.run.root)
+            command = self.start()
         except OSError as error:
             ending = Ending(Outcome.FAILED, f"the server did not start: {error}", Exit.NO_INPUT)
             return finish(self.attempt, ending)
-        with contextlib.nullcontext() if self.alone else self.watcher, self.walltime, self.hung:
+        fleet = self.fleet or contextlib.nullcontext()
+        with contextlib.nullcontext() if self.alone else self.watcher, self.walltime, self.hung, fleet:
             while (found := self.attempt.look(lambda: self.look(command))) is None:
                 self.inbox.wait(self.settings.look_every if self.ready else _BOOT_LOOK_S)
         if not self.attempt.superseded:
@@ -72,12 +77,19 @@ class RuntimeJob:
             found = self.again_elsewhere(found, killed=code < 0)
         return finish(self.attempt, found, killed=code < 0)
 
+    def start(self) -> Command | Fleet:
+        """Raises OSError when it cannot be started."""
+        if self.fleet is not None:
+            self.fleet.start()
+            return self.fleet
+        return Command(self.command(), self.inbox, env=self.attempt.environment(), cwd=self.run.root)
+
     def complete(self) -> Ending | None:
         """The end that is meant: the training is over for good."""
         flag = None if self.alone else self.run.read(self.run.complete_flag, CompleteFlag)
         return Ending(Outcome.SUCCESS, f"the training is complete ({flag.outcome})", 0) if flag else None
 
-    def look(self, command: Command) -> Ending | None:
+    def look(self, command: Command | Fleet) -> Ending | None:
         """What there is to see now: None to go on, or how it ends."""
         code = command.poll()
         if self.inbox.stop:
@@ -148,13 +160,10 @@ class RuntimeJob:
     # --- readiness ---
 
     def look_ready(self) -> Ending | None:
-        flag = self.run.read(self.run.ready_flag, ReadyFlag)
-        problem = "it has not said that it is ready"
-        if flag is not None and flag.nonce == self.attempt.nonce:
-            problem = runtime_health(self.run, "run").problem
-            if not problem:
-                self.become_ready(flag.url)
-                return None
+        problem = self.unready()
+        if not problem:
+            self.become_ready(self.run.read_text(self.run.runtime_url))
+            return None
         waited = time.monotonic() - self.started
         if waited < self.settings.ready_timeout:
             return None
@@ -163,13 +172,22 @@ class RuntimeJob:
             return Ending(Outcome.REQUEUED, reason, Exit.REQUEUE)
         return Ending(Outcome.FAILED, reason, Exit.SOFTWARE)
 
+    def unready(self) -> str:
+        """Why the training cannot start yet, "" when it can."""
+        if self.fleet is not None:
+            return "" if self.fleet.lead and self.fleet.ready else self.fleet.problem
+        flag = self.run.read(self.run.ready_flag, ReadyFlag)
+        if flag is None or flag.nonce != self.attempt.nonce:
+            return "it has not said that it is ready"
+        return runtime_health(self.run, "run").problem
+
     def become_ready(self, url: str) -> None:
         self.ready = True
         self.attempt.status("running")
         self.attempt.say("ready", url=url, after_s=round(time.monotonic() - self.started, 3))
         self.watch.ready.set()
         self.watcher.hurry()
-        if not self.alone:  # its users may stop it on purpose
+        if not self.alone and self.fleet is None:  # its users may stop it on purpose
             self.server.serves(url, self.run.read_text(self.run.runtime_api_key))
 
 

@@ -20,6 +20,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ from orchestrator.contract import (
     ReadyFlag,
     Role,
     RunDirectory,
+    ServerRecord,
     Settings,
 )
 from orchestrator.schedulers import OVER, QUEUED, JobInfo, JobState, Scheduler, SchedulerError
@@ -100,9 +102,24 @@ def runtime_health(run: RunDirectory, mode: str, timeout_s: float = HEALTH_TIMEO
         return Health("the runtime has not said that it is ready")
     if flag.attempt < run.latest_attempt(Role.RUNTIME):
         return Health("the runtime is starting again")
-    health = ask_health(flag.url, key, timeout_s)
-    if not health.problem and (health.run_id, health.nonce) != (run.run_id, flag.nonce):
-        return Health(f"another server answers at {flag.url}")
+    health = _ask_as(run, flag.url, flag.nonce, key, timeout_s)
+    others = [r for r in run.read_servers() if r.nonce != flag.nonce and r.attempt >= flag.attempt]
+    if not health.problem or not others:
+        return health
+    with ThreadPoolExecutor(min(len(others), 16)) as pool:  # of a fleet any one that answers is enough
+        answers = pool.map(lambda r: _ask_as(run, r.url, r.nonce, key, timeout_s), others)
+    return next((answer for answer in answers if not answer.problem), health)
+
+
+def server_health(run: RunDirectory, record: ServerRecord, timeout_s: float = HEALTH_TIMEOUT_S) -> Health:
+    """The health of one server of a fleet: its record says where, `/health` says whether it is the one."""
+    return _ask_as(run, record.url, record.nonce, run.read_text(run.runtime_api_key), timeout_s)
+
+
+def _ask_as(run: RunDirectory, url: str, nonce: str, key: str, timeout_s: float) -> Health:
+    health = ask_health(url, key, timeout_s)
+    if not health.problem and (health.run_id, health.nonce) != (run.run_id, nonce):
+        return Health(f"another server answers at {url}")
     return health
 
 

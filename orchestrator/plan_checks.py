@@ -159,6 +159,11 @@ def _times(config: Config, mode: str) -> Iterator[str]:
 
 def _sandboxes(config: Config) -> Iterator[str]:
     job, sandbox = config.runtime, config.runtime.sandbox
+    if job.ready_nodes > job.nodes:
+        yield (
+            f"runtime.ready_nodes={job.ready_nodes} is more than the runtime job has: "
+            f"set it to {job.nodes} or less, or runtime.nodes={job.ready_nodes}"
+        )
     if sandbox.memory > job.memory:
         yield (
             f"one sandbox ({sandbox.memory} MiB) is larger than its job ({job.memory} MiB): "
@@ -175,9 +180,13 @@ def _scheduler(config: Config) -> Iterator[str]:
     if config.scheduler.kind == "slurm":
         yield from refused(config.scheduler)
         return
-    for role, job in (("runtime", config.runtime), ("training", config.training)):
-        if job.nodes > 1:
-            yield f"{role}.nodes={job.nodes}, but the local scheduler is one machine: set {role}.nodes=1"
+    if (nodes := config.training.nodes) > 1:
+        yield f"training.nodes={nodes}, but the local scheduler is one machine: set training.nodes=1"
+    if config.runtime.nodes > 1 and config.runtime.port:
+        yield (
+            f"{config.runtime.nodes} servers on one machine cannot share port {config.runtime.port}: "
+            f"set runtime.port=0, or runtime.nodes=1"
+        )
     if config.scheduler.on_timeout == "array":
         yield "scheduler.on_timeout=array needs Slurm: set scheduler.on_timeout=requeue, chain or stop"
 
@@ -192,16 +201,17 @@ def roles_of(mode: str) -> tuple[str, ...]:
 
 def _capacity(config: Config) -> Iterator[str]:
     runtime, episodes = config.runtime, config.rollout.max_parallel_episodes
-    if episodes > runtime.max_parallel_sandboxes:
+    places = runtime.max_parallel_sandboxes * runtime.nodes
+    if episodes > places:
         yield (
-            f"{episodes} episodes at once share {runtime.max_parallel_sandboxes} sandboxes; the rest wait in "
-            f"the queue (runtime.max_parallel_sandboxes)"
+            f"{episodes} episodes at once share {places} sandboxes; the rest wait in the queue "
+            f"(runtime.max_parallel_sandboxes, runtime.nodes)"
         )
     wanted = runtime.max_parallel_sandboxes * runtime.sandbox.memory
-    if wanted > runtime.memory * runtime.nodes:
+    if wanted > runtime.memory:
         yield (
             f"{runtime.max_parallel_sandboxes} sandboxes of {runtime.sandbox.memory} MiB may ask for "
-            f"{wanted} MiB of the runtime job's {runtime.memory * runtime.nodes} (runtime.memory)"
+            f"{wanted} MiB of the {runtime.memory} of their node (runtime.memory)"
         )
     if config.scheduler.kind == "slurm" and runtime.drain_timeout > 25:
         yield (
@@ -225,11 +235,6 @@ def _not_yet(config: Config) -> Iterator[str]:
             f"the built-in trainer is one process with at most one GPU in this version and will refuse "
             f"{config.training.nodes} nodes of {config.training.gpus_per_node} GPUs: set training.nodes=1 "
             f"training.gpus_per_node=1"
-        )
-    if config.runtime.nodes > 1:
-        yield (
-            f"one server serves a run in this version: {config.runtime.nodes - 1} of the runtime job's nodes "
-            f"would idle: set runtime.nodes=1"
         )
 
 

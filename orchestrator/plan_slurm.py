@@ -40,6 +40,7 @@ _OURS = {
     **dict.fromkeys(("--gpus-per-task", "--gpus-per-socket"), "training.gpus_per_node"),
     **dict.fromkeys(("--output", "-o", "--error", "-e", "--open-mode", "--chdir", "-D"), "run.runs_dir"),
     **dict.fromkeys(("--export", "--export-file", "--get-user-env"), "environment.variables"),
+    **dict.fromkeys(("--no-kill", "-k"), "runtime.nodes"),
     **dict.fromkeys(("--ntasks", "-n", "--ntasks-per-node", "--tasks-per-node"), ""),
     **dict.fromkeys(("--comment", "--parsable", "--wrap", "--wait", "-W", "--test-only", "--help"), ""),
     **dict.fromkeys(("--clusters", "-M", "--uid", "--gid", "--quiet", "-Q", "--version", "-V", "-h"), ""),
@@ -107,6 +108,8 @@ def arguments(job: PlannedJob, config: Config, run: RunDirectory) -> list[str]:
         *(f"{name}={value}" for name, value in optional.items() if value),
         f"--signal=B:{job.signal}",
         "--requeue" if job.requeue else "--no-requeue",
+        # a fleet goes on without the node that it lost; the loss of the first one ends the job all the same
+        *(["--no-kill"] if job.role == Role.RUNTIME and asked.nodes > 1 else []),
         "--open-mode=append",
         f"--chdir={run.root}",
         f"--output={_pattern(job.out, run)}",

@@ -130,6 +130,23 @@ class ReadyFlag(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerRecord(Record):
+    """`runtime/servers/<name>.json`: one server of a fleet, said by itself once it answers its own health
+    check at this address. Empty again when it stops in order; of one that was killed it stays, a hint."""
+
+    run_id: str
+    name: str
+    attempt: int
+    job_id: str
+    nonce: str
+    host: str
+    pid: int
+    url: str
+    places: int = 0  # sandboxes that it can have at once
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompleteFlag(Record):
     """`training_complete.flag`: the training is over for good; written after `result.json`."""
 
@@ -208,6 +225,9 @@ class Settings(Record):
     signal_lead: float = 90.0  # the warning comes so long before the time limit, or up to a minute earlier
     runtime_max_restarts: int = 0  # how often the runtime may live again; 0: its death ends the run
     failover_timeout: float = 0.0  # training waits so much longer for a runtime known to be coming back
+    runtime_nodes: int = 1  # servers of the runtime job, one on each node
+    runtime_ready_nodes: int = 1  # of which so many must answer before the training starts
+    runtime_cpus: int = 0  # per node; 0: not known
     launcher: str = "none"  # or torchrun: one process per GPU, on every node
     nodes: int = 1  # of the training job, as the two below
     processes: int = 1  # per node

@@ -106,10 +106,12 @@ class Runtime(Job):
     failover_timeout: Annotated[int, Read(parse_seconds), Limits(ge=0)] = 600
     """How much longer than `training.peer_grace` the training waits for a runtime that is known to be
     coming back; 0 never waits longer and submits no successor."""
+    ready_nodes: Annotated[int, Limits(ge=1)] = 1
+    """Of the servers, one on each of `runtime.nodes` nodes, so many must answer before training starts."""
     ready_timeout: Seconds = 600
     """How long the training job waits for the server to become ready."""
     max_parallel_sandboxes: Annotated[int, Limits(ge=1)] = 64
-    """Sandboxes that may exist at once; more wait in a queue."""
+    """Sandboxes that may exist at once on one node; more wait in a queue."""
     max_parallel_creates: Annotated[int, Limits(ge=1)] = 4
     """Containers that are created or removed at the same time."""
     queue_timeout: Seconds = 600

@@ -2,6 +2,7 @@
 
 How to run it
     python -m runtime_server --run-dir R                        the runtime of a run, by its config.yaml
+    python -m runtime_server --run-dir R --server NAME          one more server of a run, beside others
     python -m runtime_server [--image I] [--host H] [--port P]  alone; prints url, key file and a curl line
     python -m runtime_server --sweep [--dry-run]                remove (list) what killed servers left here
 
@@ -23,6 +24,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -49,7 +51,7 @@ from runtime_server.engines.state import leftovers, scratch, sweep
 from runtime_server.errors import SandboxError
 from runtime_server.image_store import ImageError
 from runtime_server.images import provide
-from runtime_server.publish import Publication, address, check, identity_of, new_key
+from runtime_server.publish import Publication, address, check, identity_of, new_key, shared_key
 from runtime_server.sandboxes import Sandboxes
 from runtime_server.wire import API_KEY_HEADER
 
@@ -71,6 +73,8 @@ class Settings:
     config: Runtime
     run: RunDirectory | None
     verbose: bool = False
+    server: str = ""
+    """Its name among several servers of the run; "" for the only one."""
 
 
 class Uvicorn(uvicorn.Server):
@@ -87,6 +91,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m runtime_server", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--run-dir", type=Path, help="serve this run, by its config.yaml")
+    parser.add_argument("--server", default="", help="with --run-dir: one of several, by this name")
     parser.add_argument("--image", help=f"image of sandboxes (default {defaults.sandbox.image})")
     parser.add_argument("--host", help="address to bind (default 127.0.0.1; of a run: runtime.host)")
     parser.add_argument("--port", type=int, help="port to bind (default 0: a free one)")
@@ -96,6 +101,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.dry_run and not options.sweep:
         parser.error("--dry-run goes with --sweep")
+    if options.server and not (
+        options.run_dir and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", options.server)
+    ):
+        parser.error("--server takes a name of letters, digits, - and _, and goes with --run-dir")
     return options
 
 
@@ -109,7 +118,7 @@ def settings(options: argparse.Namespace) -> Settings:
         config = Runtime.model_validate(whole.runtime.model_dump() | given | {"sandbox": sandbox})
     except Invalid as error:
         raise Refused(f"wrong option: {error}", Exit.USAGE) from None
-    return Settings(config, run, options.verbose or whole.environment.debug)
+    return Settings(config, run, options.verbose or whole.environment.debug, options.server)
 
 
 def _config_of(run: RunDirectory) -> Config:
@@ -142,13 +151,17 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(told: Settings) -> int:
     """From nothing to nothing: bind, start, announce, serve, drain, remove. Raises Refused."""
     stop = _Stop()
+    key = await asyncio.to_thread(shared_key, told.run) if told.run and told.server else new_key()
     with listen(told.config.host, told.config.port) as bound, contextlib.ExitStack() as stack:
         sandboxes = await _started(told.config, stop)
         if sandboxes is None:
             return Exit.OK
-        key = new_key()
         try:
-            who = identity_of(told.run) if told.run else Identity(nonce=key[:8] + os.urandom(8).hex())
+            who = (
+                identity_of(told.run, told.server)
+                if told.run
+                else Identity(nonce=key[:8] + os.urandom(8).hex())
+            )
             app = create_app(told.config, key=key, identity=who, sandboxes=sandboxes)
             server = Uvicorn(_uvicorn(app, told.verbose))
             serving = asyncio.create_task(server.serve([bound]))
@@ -226,10 +239,13 @@ async def _announce(told: Settings, url: str, key: str, who: Identity, stack: co
         problem = await check(url, key, who)
         stack.enter_context(_key_file(url, key)) if not problem else None
     else:
-        publication = Publication(told.run, who, key)
+        places = told.config.max_parallel_sandboxes
+        publication = Publication(told.run, who, key, told.server, places)
         problem = await publication.announce(url)
-        stack.callback(publication.events.add, "server_stopped")
-        if not os.environ.get(Env.NONCE):  # no job around us that beats
+        stack.callback(publication.withdraw)
+        if told.server:
+            stack.enter_context(Heartbeat(told.run.server_heartbeat(told.server)))
+        elif not os.environ.get(Env.NONCE):  # no job around us that beats
             stack.enter_context(Heartbeat(told.run.heartbeat(Role.RUNTIME)))
     if problem:
         raise Refused(problem, Exit.SOFTWARE)

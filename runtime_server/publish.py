@@ -2,8 +2,10 @@
 
 What it is
     `announce` asks the server's own `/health` over HTTP, at the address that others will use, and only when
-    that answers with our nonce publishes key (0600), url, and the ready flag last. `withdraw` takes nothing
-    back: a flag is only a hint, and one whose server is gone is seen by everybody who asks `/health`.
+    that answers with our nonce publishes key (0600), url, and the ready flag last. One server of a fleet
+    takes the run's key and publishes a record of its own instead; whoever started the fleet sees to the rest.
+    Nothing but that record is taken back: a flag is only a hint, and one whose server is gone is seen by
+    everybody who asks `/health`.
 
 What it does not do
     It does not decide when the server is ready or over; `__main__` does.
@@ -12,6 +14,7 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -20,11 +23,22 @@ from dataclasses import dataclass
 
 import httpx
 
-from orchestrator.contract import Env, EventLog, ReadyFlag, Role, RunDirectory
+from orchestrator.contract import (
+    ContractError,
+    Env,
+    EventLog,
+    ReadyFlag,
+    Role,
+    RunDirectory,
+    ServerRecord,
+    WaitTimeout,
+    wait_for,
+)
 from runtime_server.app import Identity
 from runtime_server.wire import API_KEY_HEADER, Health
 
 CHECK_S = 30.0
+KEY_S = 10.0
 
 
 def new_key() -> str:
@@ -32,8 +46,24 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def identity_of(run: RunDirectory) -> Identity:
-    """Who this server is: as the job says, else a first attempt of our own."""
+def shared_key(run: RunDirectory) -> str:
+    """The key of the run's fleet; another node may see it a little late. ContractError without one."""
+    try:
+        return wait_for(lambda: run.read_text(run.runtime_api_key) or None, "the key of the run", KEY_S)
+    except WaitTimeout:
+        raise ContractError(
+            f"{run.runtime_api_key} is empty: a server joins a run whose runtime job has started; "
+            "without --server a server is the only one of its run and makes the key"
+        ) from None
+
+
+def identity_of(run: RunDirectory, server: str = "") -> Identity:
+    """Who this server is: as the job says, else a first attempt of our own. Each life of each server of a
+    fleet has a nonce of its own, within the attempt of the job."""
+    if server:
+        given = os.environ.get(Env.ATTEMPT, "")
+        attempt = int(given) if given.isdigit() else run.latest_attempt(Role.RUNTIME)
+        return Identity(run.run_id, attempt, secrets.token_hex(16))
     nonce = os.environ.get(Env.NONCE) or secrets.token_hex(16)
     given = os.environ.get(Env.ATTEMPT, "")
     attempt = int(given) if given.isdigit() else run.take_attempt(Role.RUNTIME, nonce)
@@ -77,14 +107,17 @@ async def check(url: str, key: str, identity: Identity, timeout_s: float = CHECK
 
 @dataclass
 class Publication:
-    """What one server says in one run directory."""
+    """What one server says in one run directory. `server` is its name in a fleet."""
 
     run: RunDirectory
     identity: Identity
     key: str
+    server: str = ""
+    places: int = 0
 
     def __post_init__(self) -> None:
-        self.events: EventLog = self.run.events_of(Role.RUNTIME, "runtime-server")
+        writer = f"runtime-server-{self.server}" if self.server else "runtime-server"
+        self.events: EventLog = self.run.events_of(Role.RUNTIME, writer)
         self.events.attempt = self.identity.attempt
 
     async def announce(self, url: str) -> str:
@@ -94,9 +127,42 @@ class Publication:
         await asyncio.to_thread(self._write, url)
         return ""
 
+    def withdraw(self) -> None:
+        """This server stops."""
+        if self.server:
+            with contextlib.suppress(OSError):
+                self.run.publish(self.run.server(self.server), "")
+        self.events.add("server_stopped", **self._named())
+
     def _write(self, url: str) -> None:
+        self.run.check_attempt(Role.RUNTIME, self.identity.attempt)
+        if self.server:
+            self._register(url)
+        else:
+            self._publish(url)
+        self.events.add("server_ready", url=url, pid=os.getpid(), **self._named())
+
+    def _named(self) -> dict[str, str]:
+        return {"server": self.server} if self.server else {}
+
+    def _register(self, url: str) -> None:
         run, who = self.run, self.identity
-        run.check_attempt(Role.RUNTIME, who.attempt)
+        run.servers.mkdir(exist_ok=True)  # a run that was launched by an earlier version
+        record = ServerRecord(
+            run_id=who.run_id,
+            name=self.server,
+            attempt=who.attempt,
+            job_id=os.environ.get(Env.JOB_ID, ""),
+            nonce=who.nonce,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            url=url,
+            places=self.places,
+        )
+        run.publish(run.server(self.server), record)
+
+    def _publish(self, url: str) -> None:
+        run, who = self.run, self.identity
         run.publish(run.runtime_api_key, self.key, mode=0o600)
         run.publish(run.runtime_url, url)
         flag = ReadyFlag(
@@ -109,4 +175,3 @@ class Publication:
             url=url,
         )
         run.publish(run.ready_flag, flag)
-        self.events.add("server_ready", url=url, pid=os.getpid())

@@ -53,6 +53,11 @@ class Inside(Protocol):
         """The beginning of a command line that starts the rest of it once on each node of this job."""
         ...
 
+    def one_on_each_node(self, nodes: int, cpus: int) -> list[list[str]]:
+        """For each node of this job such a beginning of its own, so that what runs there ends by itself.
+        Empty where the rest needs nothing before it: on this node. At most `nodes`."""
+        ...
+
 
 def open_inside(scheduler: Scheduler | None) -> Inside | None:
     if isinstance(scheduler, SlurmScheduler):
@@ -81,6 +86,10 @@ class LocalInside:
 
     def on_every_node(self, nodes: int, cpus: int) -> list[str]:
         return []
+
+    def one_on_each_node(self, nodes: int, cpus: int) -> list[list[str]]:
+        """One machine plays them all."""
+        return [[] for _ in range(nodes)]
 
 
 class SlurmInside:
@@ -134,3 +143,11 @@ class SlurmInside:
         each = [f"--cpus-per-task={cpus}"] if cpus else []
         fate = ["--kill-on-bad-exit=1", "--wait=60"]
         return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *each, *fate]
+
+    def one_on_each_node(self, nodes: int, cpus: int) -> list[list[str]]:
+        """What the batch script's node runs needs no step. A step of its own for every other node may fail
+        and be started again; it shares what the job has there with whatever is left of the step before, for
+        which it would otherwise wait."""
+        each = [f"--cpus-per-task={cpus}"] if cpus else []
+        alone = ["srun", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", *each]
+        return [[], *([*alone, f"--nodelist={host}"] for host in self.hosts()[1:nodes])]

@@ -155,8 +155,15 @@ def test_scripts_are_bash_even_in_an_odd_directory() -> None:
 
 
 def test_what_this_version_does_not_use_is_said_before_the_submission() -> None:
-    said = " ".join(plan("runtime.nodes=2", "training.gpus_per_node=2", config="dev").warnings)
-    assert "set training.nodes=1 training.gpus_per_node=1" in said and "set runtime.nodes=1" in said
+    said = " ".join(plan("training.gpus_per_node=2", config="dev").warnings)
+    assert "set training.nodes=1 training.gpus_per_node=1" in said
+
+
+def test_several_servers() -> None:
+    planned = plan("runtime.nodes=3", "runtime.ready_nodes=2", config="dev")
+    assert (planned.settings.runtime_nodes, planned.settings.runtime_ready_nodes) == (3, 2)
+    assert "--no-kill" in planned.job("runtime").args and "--no-kill" not in planned.job("training").args
+    assert "--no-kill" not in plan(config="dev").job("runtime").args
     assert not plan(config="dev").warnings
 
 
@@ -203,6 +210,8 @@ def test_a_plan_is_the_same_twice_and_json() -> None:
         (["runtime.sandbox.memory=1T"], "set runtime.sandbox.memory="),
         (["runtime.sandbox.cpus=65"], "set runtime.sandbox.cpus=64 or less"),
         (["scheduler.kind=local"], "training.nodes=2, but the local scheduler is one machine"),
+        (["runtime.ready_nodes=9"], "runtime.ready_nodes=9 is more than the runtime job has"),
+        (["scheduler.kind=local", "runtime.nodes=2", "runtime.port=80"], "cannot share port 80"),
         (
             ["scheduler.kind=local", "training.nodes=1", "scheduler.on_timeout=array"],
             "set scheduler.on_timeout=",
@@ -241,7 +250,7 @@ def test_the_configurations_of_the_project_give_no_warning(config: str) -> None:
     ("assignment", "says"),
     [
         ("rollout.max_parallel_episodes=999", "999 episodes at once share 256 sandboxes"),
-        ("runtime.max_parallel_sandboxes=9999", "of the runtime job's"),
+        ("runtime.max_parallel_sandboxes=9999", "of their node"),
         ("runtime.time_limit=1h", "before the training job's 1-12:00:00"),
         ("runtime.drain_timeout=90", "KillWait"),
     ],

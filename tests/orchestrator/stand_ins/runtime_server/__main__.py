@@ -3,6 +3,8 @@ real one, answers `/health`, and has no sandboxes.
 
 `python -m runtime_server --run-dir R` where this package is found first on PYTHONPATH, or as a program.
 Arguments, in any order: `never-ready` (listens, says nothing), `die-before` (exit 3 at once).
+`--server NAME`: one of several, registers itself instead and answers to the run's key; a name in
+SERVERS_DIE_AT_ONCE (`2,3`) exits with 3.
 It has a helper in a session of its own, as a container monitor would be. TERM ends it, and the job's end
 the helper. SERVER_DIES names a file: once it is there, the server dies of SIGKILL.
 """
@@ -21,12 +23,15 @@ import threading
 import time
 from pathlib import Path
 
-from orchestrator.contract import Env, ReadyFlag, RunDirectory
+from orchestrator.contract import Env, ReadyFlag, RunDirectory, ServerRecord
 
 if "--sweep" in sys.argv:
     sys.exit(0)
 run, nonce = RunDirectory(os.environ[Env.RUN_DIR]), os.environ[Env.NONCE]
 attempt, key = int(os.environ[Env.ATTEMPT]), secrets.token_hex(8)
+name = sys.argv[sys.argv.index("--server") + 1] if "--server" in sys.argv else ""
+if name:
+    key, nonce = run.read_text(run.runtime_api_key), secrets.token_hex(8)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -51,6 +56,11 @@ def die_when_told() -> None:
 
 def publish(host: str, port: int) -> None:
     url = f"http://{host}:{port}"
+    if name:
+        who = {"run_id": run.run_id, "attempt": attempt, "job_id": "", "nonce": nonce}
+        record = ServerRecord(name=name, host=socket.gethostname(), pid=os.getpid(), url=url, places=4, **who)
+        run.publish(run.server(name), record)
+        return
     run.publish(run.runtime_api_key, key, 0o600)
     run.publish(run.runtime_url, url)
     flag = ReadyFlag(
@@ -59,7 +69,7 @@ def publish(host: str, port: int) -> None:
     run.publish(run.ready_flag, flag)
 
 
-if "die-before" in sys.argv:
+if "die-before" in sys.argv or name in os.environ.get("SERVERS_DIE_AT_ONCE", "-").split(","):
     sys.exit(3)
 if "SERVER_DIES" in os.environ:
     threading.Thread(target=die_when_told, daemon=True).start()
