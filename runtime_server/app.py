@@ -208,7 +208,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.get("/v1/sandboxes/{identity}")
     async def get(identity: str) -> Response:
-        return answer(boxes.get(identity).record())
+        return answer(boxes.record(identity))
 
     @app.delete("/v1/sandboxes/{identity}")
     async def delete(identity: str) -> Response:
@@ -216,7 +216,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/sandboxes/{identity}/renew")
     async def renew(identity: str, body: wire.Renew) -> Response:
-        return answer(boxes.renew(identity, body.ttl_s))
+        return answer(await boxes.renew(identity, body.ttl_s))
 
     @app.post("/v1/sandboxes/{identity}/kill")
     async def kill(identity: str) -> Response:

@@ -10,9 +10,10 @@ What it does not do
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import errno
+import math
 import posixpath
 import time
 from collections.abc import AsyncIterator
@@ -23,9 +24,18 @@ from pathlib import Path
 from orchestrator.schema import Sandbox as Defaults
 from runtime_server import wire
 from runtime_server.agent import AgentConnection, AgentError, AgentLost, Finished, Kept
-from runtime_server.engines import Container
+from runtime_server.engines import Container, Engine, Image, Recipe
 from runtime_server.engines.watch import kills
-from runtime_server.errors import BadRequest, Gone, NotFound, SandboxError, TooLarge, Unavailable
+from runtime_server.errors import (
+    BadRequest,
+    Conflict,
+    Full,
+    Gone,
+    NotFound,
+    SandboxError,
+    TooLarge,
+    Unavailable,
+)
 from runtime_server.wire import Code
 
 DELETED = "deleted"
@@ -35,7 +45,9 @@ SHELL = "/bin/sh"
 _SAID = {
     Code.OOM: "the sandbox used up its memory and was ended; make a new one, with more memory",
     Code.SANDBOX_DIED: "the sandbox's first process ended, and everything in it; make a new one",
-    Code.EXPIRED: "nobody used the sandbox for its whole ttl_s, so it was removed; make a new one",
+    Code.EXPIRED: "the sandbox was not used for its whole ttl_s, or its max_lifetime_s is over; make another",
+    Code.EVICTED: "the server was started again and could not take the sandbox over; make a new one",
+    Code.DISK_FULL: "the sandbox's disk is full",
     Code.SERVER_DRAINING: "the server is stopping and has removed its sandboxes",
 }
 
@@ -53,9 +65,18 @@ class Box:
     agent: AgentConnection
     io: Path
     defaults: Defaults
+    recipe: Recipe
+    base: Image
+    snapshot: str = ""
+    max_lifetime_s: float | None = None
+    key: str = ""  # the Idempotency-Key of its create
+    request: wire.CreateSandbox | None = None
     created_at: float = field(default_factory=time.time)
     used: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=time.monotonic)
     busy: int = 0
+    paused: bool = False
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of those who pause, resume and copy
     reason: str = ""
     finished: bool = False  # its processes are killed, or being killed
 
@@ -63,16 +84,25 @@ class Box:
     def expires_in(self) -> float:
         return self.ttl_s - (time.monotonic() - self.used) if not self.busy else self.ttl_s
 
+    @property
+    def ends_in(self) -> float:
+        """By its max_lifetime_s."""
+        if self.max_lifetime_s is None:
+            return math.inf
+        return self.max_lifetime_s - (time.monotonic() - self.begun)
+
     def record(self) -> wire.Sandbox:
         return wire.Sandbox(
             id=self.id,
             image=self.image,
-            state="dead" if self.reason else "running",
+            state="dead" if self.reason else "paused" if self.paused else "running",
             workdir=self.workdir,
             labels=self.labels,
             created_at=self.created_at,
             expires_at=time.time() + max(0.0, self.expires_in),
             reason=self.reason,
+            snapshot=self.snapshot,
+            ends_at=None if self.max_lifetime_s is None else time.time() + max(0.0, self.ends_in),
         )
 
     def end(self, reason: str) -> bool:
@@ -99,7 +129,7 @@ class Box:
         """Run a command to its end. A timeout is a result; BadRequest, Gone, TooLarge are errors."""
         command = request.command
         argv = [SHELL, "-c", command] if isinstance(command, str) else command
-        stdin = _stdin(request)
+        stdin = None if request.stdin is None else decoded(request.stdin, request.stdin_encoding)
         before = kills(self.container)
         async with self.in_use():
             done = await self.agent.exec(
@@ -110,7 +140,7 @@ class Box:
                 timeout_s=request.timeout_s or float(self.defaults.command_timeout),
                 max_output=self.defaults.max_output if request.max_output is None else request.max_output,
             )
-        return _result(done, kills(self.container) > before)
+        return result_of(done, kills(self.container) > before)
 
     async def kill(self) -> None:
         """End every process in it but the agent; files stay, running commands end with signal 9."""
@@ -138,6 +168,8 @@ class Box:
         """While something works with it: it does not expire, and what goes wrong is a SandboxError."""
         if self.reason:
             raise self.gone()
+        if self.paused:
+            raise Conflict(f"{self.id} is paused: POST /v1/sandboxes/{self.id}/resume first", Code.PAUSED)
         self.busy += 1
         try:
             yield
@@ -151,21 +183,66 @@ class Box:
             self.busy -= 1
             self.used = time.monotonic()
 
+    # --- standing still ---
 
-def _stdin(request: wire.Exec) -> bytes | None:
-    if request.stdin is None or request.stdin_encoding == "utf-8":
-        return None if request.stdin is None else request.stdin.encode()
+    async def pause(self, engine: Engine) -> None:
+        """Its processes stop where they are, its time to live does not. Nothing happens to a paused one."""
+        async with self.turn:
+            if self.reason:
+                raise self.gone()
+            if not self.paused:
+                await _pause(self, engine)
+                self.paused = True
+
+    async def resume(self, engine: Engine) -> None:
+        async with self.turn:
+            if self.reason:
+                raise self.gone()
+            if self.paused:
+                await engine.resume(self.container)
+                self.paused, self.used = False, time.monotonic()
+
+    @asynccontextmanager
+    async def still(self, engine: Engine) -> AsyncIterator[None]:
+        """For the time of a copy. Commands that come meanwhile are not held up."""
+        async with self.turn:
+            if self.paused and not self.reason:
+                yield
+                return
+            async with self.in_use():
+                await _pause(self, engine)
+                try:
+                    yield
+                finally:
+                    await asyncio.shield(engine.resume(self.container))
+
+
+async def _pause(box: Box, engine: Engine) -> None:
     try:
-        return base64.b64decode(request.stdin, validate=True)
-    except binascii.Error as error:
-        raise BadRequest(f"stdin is no base64: {error}") from None
+        await engine.pause(box.container)
+    except BaseException:  # whatever it was, it must not be left half asleep
+        await asyncio.shield(engine.resume(box.container))
+        raise
+
+
+def decoded(data: str, encoding: str) -> bytes:
+    """Of a body's text field. BadRequest when it is no base64 and should be."""
+    if encoding == "utf-8":
+        try:
+            return data.encode()
+        except UnicodeEncodeError:
+            raise BadRequest("the data has half of a surrogate pair, which is no UTF-8: use base64") from None
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise BadRequest(f"the data is no base64: {error}") from None
 
 
 def _stream(kept: Kept) -> wire.Stream:
     return wire.Stream.of(kept.data, kept.total, kept.head)
 
 
-def _result(done: Finished, oom: bool) -> wire.ExecResult:
+def result_of(done: Finished, oom: bool) -> wire.ExecResult:
     return wire.ExecResult(
         exit_code=done.exit_code,
         signal=done.signal,
@@ -181,6 +258,8 @@ def _mistake(error: AgentError) -> SandboxError:
     """What the agent could not do, as an error of the service."""
     if error.errno == errno.ENOENT:
         return NotFound(str(error), Code.FILE_NOT_FOUND)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Full(f"{error}. Remove files in the sandbox, or make one with more room.", errno=error.errno)
     if error.errno in (errno.E2BIG, errno.EFBIG):
         return TooLarge(f"{error}. Allowed are {MAX_FILE} bytes for a file.", errno=error.errno)
     return BadRequest(str(error), Code.FILE_ERROR, errno=error.errno)

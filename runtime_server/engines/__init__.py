@@ -62,6 +62,7 @@ class Container:
     layer: Path | None = None  # its writable layer, where that is ours
     memory_mb: int = 0
     pids: int = 0
+    image: str = ""  # whose layers it stands on, if its root is ours
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class Engine(Protocol):
     @property
     def facts(self) -> Facts: ...
 
+    @property
+    def journal(self) -> Path | None:
+        """Where to write down what a later server with the same claim has to know; None for no claim."""
+
     async def start(self) -> None:
         """Find out what works here and be ready for `create`."""
 
@@ -107,6 +112,12 @@ class Engine(Protocol):
 
     async def image(self, name: str) -> Image:
         """The image, fetched first where that is allowed. NotFound (image_missing) when there is none."""
+
+    async def adopt(self, container: Container) -> Container:
+        """One that an earlier server with our claim left. Gone (evicted) when it has ended since."""
+
+    async def remove_others(self, known: set[str]) -> None:
+        """Every container of an earlier server but these."""
 
     def new_io(self, name: str) -> Path:
         """A fresh directory for the socket of one sandbox."""

@@ -272,11 +272,14 @@ class PodmanEngine:
         except BaseException:  # cancelled or failed: it must not stay
             await asyncio.shield(self._delete(identity))
             raise
-        return self._container(identity, pid, recipe.memory_mb, recipe.pids, None)
+        return self._watched(Container(identity, pid, memory_mb=recipe.memory_mb, pids=recipe.pids))
 
-    def _container(self, identity: str, pid: int, memory: int, pids: int, layer: Path | None) -> Container:
-        watched = self._watch.add(pid, memory << 20, pids) if self._watch else None
-        return Container(identity, pid, probing.own_cgroup(pid, "memory"), watched, layer, memory, pids)
+    def _watched(self, container: Container) -> Container:
+        """With whoever counts its memory."""
+        pid, watched = container.pid, None
+        if self._watch is not None:
+            watched = self._watch.add(pid, container.memory_mb << 20, container.pids)
+        return replace(container, memory=probing.own_cgroup(pid, "memory"), watched=watched)
 
     async def blank(self, recipe: Recipe) -> Container:
         return await self.create(recipe, self.state.blank)
@@ -286,7 +289,8 @@ class PodmanEngine:
             raise Internal("this node cannot change the root of a container", Code.CREATE_FAILED)
         name = container.id[:16]
         layer = await self._layers.dress(container.pid, name, recipe.layers, recipe.workdir or "/")
-        return replace(container, layer=layer)
+        self._images.hold(recipe.image)
+        return replace(container, layer=layer, image=recipe.image)
 
     async def freeze(self, container: Container, name: str) -> Frozen:
         if self._layers is None or container.layer is None:
@@ -306,11 +310,11 @@ class PodmanEngine:
     async def resume(self, container: Container) -> None:
         await asyncio.to_thread(pausing.resume, container)
 
-    async def adopt(self, identity: str, pid: int, memory: int, pids: int, layer: str) -> Container:
-        """One that an earlier server with our claim left behind. Gone when it has ended since."""
-        if not self._is_ours(identity, pid):
+    async def adopt(self, container: Container) -> Container:
+        if not self._is_ours(container.id, container.pid):
             raise Gone("its first process has ended", Code.EVICTED)
-        return self._container(identity, pid, memory, pids, Path(layer) if layer else None)
+        self._images.hold(container.image)
+        return self._watched(container)
 
     async def remove_others(self, known: set[str]) -> None:
         """Every container that nobody adopted, with what it had."""
@@ -346,6 +350,7 @@ class PodmanEngine:
         await self._delete(container.id)
         await asyncio.to_thread(shutil.rmtree, io, ignore_errors=True)
         if container.layer is not None:
+            self._images.release(container.image)
             await self.discard(container.layer)
 
     async def _delete(self, identity: str) -> None:

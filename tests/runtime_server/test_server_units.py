@@ -1,8 +1,7 @@
-"""The parts that need no container: places, paths, owners, the body of a create, addresses."""
+"""The parts that need no container: paths, owners, the body of a create, addresses."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from dataclasses import asdict
@@ -15,54 +14,7 @@ from runtime_server.engines import EngineError, Recipe, processes
 from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
 from runtime_server.engines.spec import Node, create_body
 from runtime_server.engines.state import Owner, State, filesystem, sweep
-from runtime_server.errors import Unavailable
-from runtime_server.places import Places
 from runtime_server.publish import address
-from runtime_server.wire import Code
-
-
-async def test_places_are_given_in_order() -> None:
-    places = Places(1)
-    await places.take(1)
-    order: list[int] = []
-
-    async def wait(number: int) -> None:
-        await places.take(5)
-        order.append(number)
-
-    tasks = [asyncio.create_task(wait(n)) for n in range(3)]
-    await asyncio.sleep(0)
-    assert places.waiting == 3
-    for _ in range(3):
-        places.give()
-    await asyncio.gather(*tasks)
-    assert order == [0, 1, 2] and places.waiting == 0 and places.free == 0
-
-
-async def test_a_place_is_not_lost_with_one_who_leaves() -> None:
-    places = Places(1)
-    await places.take(1)
-    leaving = asyncio.create_task(places.take(5))
-    await asyncio.sleep(0)
-    places.give()
-    leaving.cancel()  # in the same instant in which it got its turn
-    await asyncio.gather(leaving, return_exceptions=True)
-    await places.take(0.1)
-
-
-async def test_waiting_for_a_place_has_a_limit_and_can_be_closed() -> None:
-    places = Places(1)
-    await places.take(1)
-    with pytest.raises(Unavailable) as late:
-        await places.take(0.01)
-    assert late.value.code == Code.QUEUE_TIMEOUT and places.waiting == 0
-    waiting = asyncio.create_task(places.take(5))
-    await asyncio.sleep(0)
-    places.close(Unavailable("over", Code.SERVER_DRAINING))
-    with pytest.raises(Unavailable, match="over"):
-        await waiting
-    with pytest.raises(Unavailable, match="over"):
-        await places.take(5)
 
 
 def test_state_is_private_and_goes_as_a_whole(tmp_path: Path) -> None:
