@@ -3,9 +3,10 @@
 # make test    set up, then run every test
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
+# make fuzz    the sandbox agent's frames, with sanitizers, ten minutes (FUZZ_S=60: one)
 # make bench   every benchmark, one JSON line each
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: demo demo-slurm test fast check bench drills cluster setup clean
+.PHONY: demo demo-slurm test fast check bench fuzz drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
@@ -28,6 +29,10 @@ check: setup
 bench: setup
 	@$(PY) -m pip install -q -e '.[bench]'
 	@for name in agent sandbox rollout launch; do $(PY) -m bench.$$name --json || exit 1; done
+
+FUZZ_S ?= 600
+fuzz: setup
+	@PYTHONPATH=tests $(PY) -m fuzz $(FUZZ_S)
 
 drills: setup
 	@$(PY) -m tests.drills

@@ -117,20 +117,18 @@ static int until(int64_t next) {
     return left <= 0 ? 0 : left > 60000000 ? 60000 : (int)((left + 999) / 1000);
 }
 
-static _Noreturn void serve(void) {
-    for (;;) {
-        int64_t a = command_tick(now_us());
-        bool waiting = command_pump();
-        wire_flush();
-        int64_t b = wire_tick(now_us()); /* last: flushing may find that the connection is gone */
-        /* Flushing made room that nothing will wake us for. */
-        bool again = waiting && wire_room() >= CHUNK + REPLY_ROOM;
-        struct epoll_event events[64];
-        int ready = epoll_wait(poller, events, 64, again ? 0 : until(a && (!b || a < b) ? a : b));
-        for (int i = 0; i < ready; i++)
-            dispatch(events[i].data.u64, events[i].events);
-        reap();
-    }
+static void turn(void) {
+    int64_t a = command_tick(now_us());
+    bool waiting = command_pump();
+    wire_flush();
+    int64_t b = wire_tick(now_us()); /* last: flushing may find that the connection is gone */
+    /* Flushing made room that nothing will wake us for. */
+    bool again = waiting && wire_room() >= CHUNK + REPLY_ROOM;
+    struct epoll_event events[64];
+    int ready = epoll_wait(poller, events, 64, again ? 0 : until(a && (!b || a < b) ? a : b));
+    for (int i = 0; i < ready; i++)
+        dispatch(events[i].data.u64, events[i].events);
+    reap();
 }
 
 static void protect(void) {
@@ -224,5 +222,6 @@ int main(int argc, char **argv, char **environment) {
     count_descriptors();
     set_up();
     wire_open(argv[at], (int64_t)orphan_s * 1000000);
-    serve();
+    for (;;)
+        turn();
 }

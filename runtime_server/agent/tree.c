@@ -31,7 +31,9 @@
 #define ESCALATE_US 500000
 #define HOLD_US 500000 /* no longer than this in one go */
 #define LAST_US 2000000
-#define CLEAN 3
+#define CLEAN 8 /* what hops from pid to pid may be missed by a round or two */
+/* A supervisor exits by itself when nobody is left: it is waited for, unless it is stopped. */
+#define CLEAN_WATCHED 40
 
 enum { UNKNOWN = -1, OUTSIDE = -2, ORPHAN = -3, UNSEEN = -4 };
 
@@ -266,11 +268,18 @@ static void everybody_dies(void) {
             command_doom(&commands[i], KILLED);
 }
 
+/* A session's command is gone, and its shell has yet to say that it left it; session.c sees to that. */
+static bool waits_for_shell(const struct command *c) {
+    return c->job == J_RUN && c->clean >= CLEAN && !atomic_load(&command_slot(c)->done);
+}
+
 static void advance(struct command *c, int64_t now) {
     c->clean = c->live || unsettled ? 0 : c->clean + 1;
-    if (c->clean >= CLEAN && c->job == J_RUN && !atomic_load(&command_slot(c)->done))
-        return; /* the shell has to say that it left the command; session.c sees to that */
-    if (c->clean >= CLEAN) {
+    if (c->clean == CLEAN && c->pid > 0)
+        kill(c->pid, SIGCONT);
+    if (waits_for_shell(c))
+        return;
+    if (c->clean >= (c->pid > 0 ? CLEAN_WATCHED : CLEAN)) {
         if (c->pid > 0)
             kill(c->pid, SIGKILL); /* stopped, or waiting for a zombie that somebody traces */
         command_settle(c);
@@ -307,7 +316,7 @@ static bool hard_to_kill(const struct command *c, int64_t now) {
 void tree_tick(int64_t now) {
     bool hard = held, last = false;
     for (unsigned i = 0; i < used; i++)
-        if (command_is_dying(&commands[i])) {
+        if (command_is_dying(&commands[i]) && !waits_for_shell(&commands[i])) {
             hard |= hard_to_kill(&commands[i], now);
             last |= now - commands[i].kill_us > LAST_US;
         }
