@@ -8,6 +8,7 @@
 #include "agent.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -24,7 +25,8 @@ static int sock = -1;
 static bool welcomed;
 uint32_t push_left;
 static uint32_t interest;
-static struct sockaddr_un address = {.sun_family = AF_UNIX};
+static struct sockaddr_un address = {.sun_family = AF_UNIX}; /* a name in `folder` */
+static int folder = -1;
 static int64_t orphan_us, orphan_at, retry_at, backoff = BACKOFF_FIRST_US;
 static unsigned char out[OUT_SIZE], *in;
 static size_t out_from, out_to, in_size, in_to;
@@ -91,6 +93,16 @@ static void say_hello(void) {
     wire_commit(F_HELLO, 0, (size_t)(at - start));
 }
 
+/* In the directory that was there before any code of the sandbox ran: the path to it can be renamed later,
+ * and then somebody else might answer there. */
+static int connect_there(void) {
+    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int failed = here < 0 || fchdir(folder) != 0 || connect(sock, (struct sockaddr *)&address, sizeof address) != 0;
+    if (here >= 0 && (fchdir(here) != 0 || close(here) != 0))
+        return -1;
+    return failed ? -1 : 0;
+}
+
 static void dial(int64_t now) {
     retry_at = now + backoff;
     backoff = backoff * 3 / 2 < BACKOFF_LAST_US ? backoff * 3 / 2 : BACKOFF_LAST_US;
@@ -98,7 +110,7 @@ static void dial(int64_t now) {
     if (sock < 0)
         return;
     in = malloc(IN_SIZE);
-    if (!in || connect(sock, (struct sockaddr *)&address, sizeof address) != 0) {
+    if (!in || connect_there() != 0) {
         hang_up();
         return;
     }
@@ -110,7 +122,12 @@ static void dial(int64_t now) {
 }
 
 void wire_open(const char *path, int64_t orphan) {
-    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    const char *name = strrchr(path, '/');
+    char above[sizeof address.sun_path + 1] = ".";
+    if (name)
+        memcpy(above, path, (size_t)(name - path + 1));
+    folder = open(above, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    strncpy(address.sun_path, name ? name + 1 : path, sizeof address.sun_path - 1);
     orphan_us = orphan;
     orphan_at = now_us() + orphan;
 }
