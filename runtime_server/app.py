@@ -11,18 +11,16 @@ What it does not do
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from orchestrator.schema import Runtime
@@ -37,7 +35,11 @@ from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
 from runtime_server.idempotency import Idempotency
 from runtime_server.image_store import default_store
+from runtime_server.routes import archives, processes, sessions
+from runtime_server.routes.answers import answer, while_connected
+from runtime_server.running import Running
 from runtime_server.sandboxes import Sandboxes
+from runtime_server.sessions import Shells
 
 Key = Annotated[str | None, Header(alias=wire.IDEMPOTENCY_HEADER, min_length=1, max_length=wire.KEY_MAX)]
 Path_ = Annotated[str, Query(alias="path", min_length=1, max_length=4096)]
@@ -109,33 +111,6 @@ class Api:
         return Response(status_code=204)
 
 
-def answer(body: BaseModel, status: int = 200) -> Response:
-    return Response(body.model_dump_json(), status, media_type="application/json")
-
-
-async def while_connected(
-    request: Request, work: Coroutine[Any, Any, BaseModel], status: int = 200
-) -> Response:
-    """Do the work for as long as somebody waits for it: a client that hangs up cancels it."""
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return answer(task.result(), status)
-        task.cancel()
-        await asyncio.wait({task})
-        return Response(status_code=499)  # nobody reads it
-    finally:
-        leaving.cancel()
-        task.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def create_app(
     config: Runtime, *, key: str, identity: Identity | None = None, sandboxes: Sandboxes | None = None
 ) -> FastAPI:
@@ -159,6 +134,13 @@ def create_app(
     app.add_middleware(Gate, key=key)
     app.add_middleware(Front, runtimes=runtimes, key=key)  # outside of the gate: it has keys of its own
     _add_routes(app, api)
+    running = Running(boxes)
+    for router in (
+        processes.routes(running),
+        sessions.routes(Shells(boxes), running),
+        archives.routes(boxes),
+    ):
+        app.include_router(router)
     _add_errors(app, boxes)
     return app
 

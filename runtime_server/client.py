@@ -13,70 +13,44 @@ Errors
 What it does not do
     A command that may have arrived is never sent again: whether it ran cannot be known. Tried again is
     what means the same when repeated: reading, deleting, renewing, writing a file, and a create, which
-    carries an Idempotency-Key.
+    carries an Idempotency-Key; and what else carries one: starting a process, opening a session, input,
+    signals.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
-import socket
-import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Self, TypeVar
-
-import httpx
-from pydantic import BaseModel, ValidationError
+from pathlib import Path
+from typing import Self
 
 from runtime_server import wire
-from runtime_server.errors import BY_STATUS, Internal, SandboxError, Unavailable, from_failure
-from runtime_server.wire import API_KEY_HEADER, IDEMPOTENCY_HEADER, Code
+from runtime_server.client_archives import DOWN_MAX, ArchiveCalls
+from runtime_server.client_calls import CALL_S, parse
+from runtime_server.client_running import (
+    DEFAULT_COMMAND_S,
+    GRACE_S,
+    RemoteProcess,
+    RemoteSession,
+    RunningCalls,
+)
+from runtime_server.errors import SandboxError
+from runtime_server.wire import IDEMPOTENCY_HEADER, Code
 
-M = TypeVar("M", bound=BaseModel)
-CONNECT_S = 5.0
-CALL_S = 60.0
-EXEC_GRACE_S = 30.0  # an answer may come so much later than the command's own time limit
-DEFAULT_COMMAND_S = 86_400.0  # no limit in the request: the server's holds, which we do not know
 CREATE_S = 900.0
-TRIES = 4
-# A node that lost power says no goodbye: a call that waits there for an answer must not wait for as long as
-# a command may run. Half a minute without any sign of the other machine breaks the connection.
-_ALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-]
 
 
-class Client:
+class Client(RunningCalls, ArchiveCalls):
     """One server. Any number of calls at once; close it, or use it as a context manager."""
-
-    def __init__(self, url: str, key: str, *, tries: int = TRIES) -> None:
-        self.url = url.rstrip("/")
-        self._tries = tries
-        self._headers = {API_KEY_HEADER: key, "Host": httpx.URL(self.url).netloc.decode()}
-        # httpx without its client, whose redirects, cookies and proxies of the environment (which must
-        # never see the key) are of no use here and cost every command a quarter of a millisecond
-        self._http = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=512, keepalive_expiry=60),
-            trust_env=False,
-            socket_options=_ALIVE,
-            verify=ssl.create_default_context() if self.url.startswith("https") else False,
-        )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    async def close(self) -> None:
-        await self._http.aclose()
 
     # --- the server ---
 
@@ -99,7 +73,7 @@ class Client:
         got = await self._send(
             "POST", "/v1/sandboxes", body=body, headers=headers, timeout_s=wait_s, again=True
         )
-        return _parse(got, wire.Sandbox)
+        return parse(got, wire.Sandbox)
 
     async def get(self, sandbox: str) -> wire.Sandbox:
         return await self._get(f"/v1/sandboxes/{sandbox}", wire.Sandbox)
@@ -110,7 +84,7 @@ class Client:
     async def renew(self, sandbox: str, ttl_s: float) -> wire.Sandbox:
         body = wire.Renew(ttl_s=ttl_s)
         got = await self._send("POST", f"/v1/sandboxes/{sandbox}/renew", body=body, again=True)
-        return _parse(got, wire.Sandbox)
+        return parse(got, wire.Sandbox)
 
     async def delete(self, sandbox: str) -> None:
         """Deleting what is not there (any more) is no error."""
@@ -140,9 +114,9 @@ class Client:
 
     async def exec(self, sandbox: str, request: wire.Exec) -> wire.ExecResult:
         """Run a command, once. A timeout is a result, with the output up to then."""
-        wait_s = (request.timeout_s or DEFAULT_COMMAND_S) + EXEC_GRACE_S
+        wait_s = (request.timeout_s or DEFAULT_COMMAND_S) + GRACE_S
         path = f"/v1/sandboxes/{sandbox}/exec"
-        return _parse(await self._send("POST", path, body=request, timeout_s=wait_s), wire.ExecResult)
+        return parse(await self._send("POST", path, body=request, timeout_s=wait_s), wire.ExecResult)
 
     async def kill(self, sandbox: str) -> None:
         """End every process in it, background ones too; its files stay."""
@@ -153,64 +127,12 @@ class Client:
         params = {"path": path, "mode": f"{mode:03o}"}
         where = f"/v1/sandboxes/{sandbox}/files"
         got = await self._send("PUT", where, params=params, content=data, timeout_s=2 * CALL_S, again=True)
-        return _parse(got, wire.FileInfo)
+        return parse(got, wire.FileInfo)
 
     async def read_file(self, sandbox: str, path: str) -> bytes:
         where = f"/v1/sandboxes/{sandbox}/files"
         got = await self._send("GET", where, params={"path": path}, timeout_s=2 * CALL_S, again=True)
         return got.content
-
-    # --- calls ---
-
-    async def _get(self, path: str, kind: type[M]) -> M:
-        return _parse(await self._send("GET", path, again=True), kind)
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: BaseModel | None = None,
-        content: bytes | None = None,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float = CALL_S,
-        again: bool = False,
-    ) -> httpx.Response:
-        """One call; `again` says that repeating it does no harm. Raises SandboxError."""
-        sent = {**self._headers, **(headers or {})}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-            content = body.model_dump_json(exclude_none=True).encode()
-        limits = {"connect": CONNECT_S, "read": timeout_s, "write": timeout_s, "pool": None}
-        request = httpx.Request(
-            method,
-            self.url + path,
-            params=params,
-            headers=sent,
-            content=content,
-            extensions={"timeout": limits},
-        )
-        for left in range(self._tries - 1, -1, -1):
-            try:
-                async with aclosing(await self._http.handle_async_request(request)) as response:
-                    response.request = request
-                    await response.aread()
-                return _checked(response)
-            except httpx.TransportError as error:
-                unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                late = isinstance(error, httpx.ReadTimeout)
-                if not left or late or not (again or unsent):
-                    raise self._unreachable(method, path, error) from error
-            await asyncio.sleep(0.1 * 2 ** (self._tries - left) * random.uniform(0.5, 1))  # noqa: S311 - jitter
-        raise AssertionError("unreachable")
-
-    def _unreachable(self, method: str, path: str, error: Exception) -> Unavailable:
-        return Unavailable(
-            f"{method} {self.url}{path}: {error or type(error).__name__}. Is the sandbox server running? "
-            "`orchestrate status` tells.",
-            Code.UNREACHABLE,
-        )
 
 
 @dataclass(frozen=True)
@@ -253,27 +175,47 @@ class BoundSandbox:
     async def read_file(self, path: str) -> bytes:
         return await self.client.read_file(self.id, path)
 
+    async def start(
+        self,
+        command: str | list[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bool = False,
+        pty: wire.Terminal | None = None,
+        timeout_s: float | None = None,
+        max_output: int | None = None,
+    ) -> RemoteProcess:
+        """A process that goes on by itself, whose output can be followed and come back to."""
+        request = wire.StartProcess(
+            command=command,
+            cwd=cwd,
+            env=dict(env or {}),
+            stdin=stdin,
+            pty=pty,
+            timeout_s=timeout_s,
+            max_output=max_output,
+        )
+        return RemoteProcess(self.client, self.id, await self.client.start(self.id, request))
+
+    @asynccontextmanager
+    async def session(self, request: wire.OpenSession | None = None) -> AsyncIterator[RemoteSession]:
+        """A shell that stays, for the time of a `with`."""
+        opened = await self.client.open_session(self.id, request or wire.OpenSession())
+        try:
+            yield RemoteSession(self.client, self.id, opened)
+        finally:
+            with suppress(SandboxError):  # it goes with its sandbox; what went wrong inside is more important
+                await asyncio.shield(self.client.close_session(self.id, opened.name))
+
+    async def upload_dir(self, local: Path, remote: str = ".") -> wire.Unpacked:
+        return await self.client.upload_dir(self.id, local, remote)
+
+    async def download_dir(self, remote: str, local: Path, max_bytes: int = DOWN_MAX) -> int:
+        return await self.client.download_dir(self.id, remote, local, max_bytes)
+
     async def renew(self, ttl_s: float) -> wire.Sandbox:
         return await self.client.renew(self.id, ttl_s)
 
     async def delete(self) -> None:
         await self.client.delete(self.id)
-
-
-def _checked(response: httpx.Response) -> httpx.Response:
-    """The answer, or the error that it stands for."""
-    if response.is_success:
-        return response
-    try:
-        failed = wire.Failed.model_validate_json(response.content)
-    except ValidationError:  # not our server's word: a proxy's, or a crash
-        kind = BY_STATUS.get(response.status_code, Internal)
-        raise kind(f"{response.status_code} from {response.url}: {response.text[:200]}") from None
-    raise from_failure(response.status_code, failed.error)
-
-
-def _parse(response: httpx.Response, kind: type[M]) -> M:
-    try:
-        return kind.model_validate_json(response.content)
-    except ValidationError as error:
-        raise Internal(f"{response.url} answered something else than {kind.__name__}: {error}") from None

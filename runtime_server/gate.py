@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime_server.box import MAX_FILE
 from runtime_server.errors import BadRequest, SandboxError, TooLarge, Unauthorized
+from runtime_server.packing import ARCHIVE_MAX
 from runtime_server.wire import API_KEY_HEADER, Failed
 
 _HEADER = API_KEY_HEADER.lower().encode()
@@ -56,9 +57,13 @@ class Gate:
         if not hmac.compare_digest(_digest(key), self._digest):
             raise Unauthorized("the API key is wrong; the right one is in the run's runtime_api_key.txt")
         scope["authorized"] = True
-        limit = MAX_FILE if scope["method"] == "PUT" else MAX_JSON
+        limit = MAX_JSON if scope["method"] != "PUT" else _put_limit(scope["path"])
         if length > limit:
             raise _too_large(limit)
+
+
+def _put_limit(path: str) -> int:
+    return ARCHIVE_MAX if path.endswith("/archive") else MAX_FILE
 
 
 def _counted(receive: Receive) -> Receive:
