@@ -2,11 +2,12 @@
 # make demo-slurm   the same as two jobs of a private Slurm, on different hosts
 # make test    set up, then run every test
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
+# make test-clients   the real OpenHands clients against the server, in environments of their own
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
 # make fuzz    the sandbox agent's frames, with sanitizers, ten minutes (FUZZ_S=60: one)
 # make bench   every benchmark, one JSON line each
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: demo demo-slurm test fast check bench fuzz drills cluster setup clean
+.PHONY: demo demo-slurm test test-clients fast check bench fuzz drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
@@ -19,6 +20,9 @@ demo-slurm: setup
 
 test: setup
 	@$(PY) -m pytest -m "not drill"
+
+test-clients: setup
+	@tools/clients $(ARGS)
 
 fast: setup
 	@$(PY) -m pytest -n 4 -m "not container and not vllm and not cluster and not slow"

@@ -20,11 +20,11 @@ from typing import Self
 
 from runtime_server.agent import Chunk, Finished, Session, SessionEnded
 from runtime_server.box import Box
-from runtime_server.dialects.terminal import Transcript
+from runtime_server.dialects.terminal import Transcript, missing
 
 COLUMNS, ROWS = 1000, 1000  # wide, so that nothing is wrapped
 ENV = {"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "PS1": "", "PS2": "", "HISTFILE": "/dev/null"}
-WINDOW = 1 << 20  # how far the reading of output may lag behind before some is lost
+WINDOW = 8 << 20  # how far the reading of output may lag behind before some is lost
 INTERRUPT = b"\x03"
 GONE_S = 5.0
 Deadline = Callable[[], float]  # on the monotonic clock
@@ -41,6 +41,7 @@ class Shell:
         self.task: asyncio.Task[Finished] | None = None
         self.ended: int | None = None  # the exit code of the shell itself
         self._news = asyncio.Event()
+        self._expected = 0  # offset of the output that comes next
 
     @classmethod
     async def open(cls, box: Box, cwd: str, env: Mapping[str, str] | None = None) -> Self:
@@ -55,7 +56,7 @@ class Shell:
     def begin(self, text: str) -> None:
         """Start a command; `seen` begins anew."""
         assert not self.running, "one command at a time"
-        self.seen, self.changed = Transcript(), time.monotonic()
+        self.seen, self.changed, self._expected = Transcript(), time.monotonic(), 0
         self.task = asyncio.create_task(self._run(text))
         self.task.add_done_callback(self._over)
 
@@ -66,7 +67,8 @@ class Shell:
         )
 
     def _on_output(self, chunk: Chunk) -> None:
-        self.seen.add(chunk.data)
+        self.seen.add(missing(chunk.offset - self._expected) + chunk.data)
+        self._expected = chunk.offset + len(chunk.data)
         self.changed = time.monotonic()
         self._news.set()
 

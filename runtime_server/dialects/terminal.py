@@ -43,8 +43,12 @@ class Transcript:
     def data(self) -> bytes:
         tail = self._tail[-self.half :] if self.half else b""
         lost = self.total - len(self._head) - len(tail)
-        mark = b"\n[... %d bytes left out ...]\n" % lost if lost else b""
-        return bytes(self._head) + mark + bytes(tail)
+        return bytes(self._head) + missing(lost) + bytes(tail)
+
+
+def missing(count: int) -> bytes:
+    """What stands where bytes are lost."""
+    return b"\n[... %d bytes left out ...]\n" % count if count > 0 else b""
 
 
 def plain(data: bytes) -> str:

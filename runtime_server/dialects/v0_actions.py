@@ -111,7 +111,7 @@ class Actions:
         if cell.include_extra:
             text += f"\n[Jupyter current working directory: {self.bash.cwd}]"
             text += f"\n[Jupyter Python interpreter: {self.python.path}]"
-        return observation("run_ipython", text, {"code": cell.code, "image_urls": None})
+        return observation("run_ipython", text, {"code": cell.code})  # older clients know no more
 
     async def _read(self, args: dict[str, Any]) -> Observation:
         action = Read.model_validate(args)

@@ -23,9 +23,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from runtime_server.agent import Process
+from runtime_server.agent import Chunk, Process
 from runtime_server.box import SHELL, Box
 from runtime_server.dialects.records import infra
+from runtime_server.dialects.terminal import missing
 from runtime_server.errors import SandboxError
 
 COMMANDS_KEPT = 1000
@@ -33,7 +34,7 @@ CHUNK = 64 << 10
 PUBLISH_S = 0.1
 DRAIN_S = 0.2
 TERM_S = 1.0
-WINDOW = 1 << 20  # how far the reading of output may lag behind before some is lost
+WINDOW = 8 << 20  # how far the reading of output may lag behind before some is lost
 OUTPUT_MAX = 64 << 20  # of one command; what comes after is read and dropped
 
 
@@ -63,6 +64,7 @@ class Running:
     process: Process | None = None
     stopped: bool = False
     size: int = 0
+    _expected: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})  # offsets of what comes next
     _pending: dict[int, str] = field(default_factory=lambda: {1: "", 2: ""})
     _decoders: dict[int, Any] = field(
         default_factory=lambda: {n: codecs.getincrementaldecoder("utf-8")("replace") for n in (1, 2)}
@@ -82,11 +84,13 @@ class Running:
             "timeout": int(self.ask.timeout),
         }
 
-    def write(self, stream: int, data: bytes) -> None:
+    def write(self, chunk: Chunk) -> None:
         """Decoded as it comes: a character is never cut in two."""
-        self.size += len(data)
+        stream, lost = chunk.stream, chunk.offset - self._expected[chunk.stream]
+        self._expected[stream] = chunk.offset + len(chunk.data)
+        self.size += len(chunk.data)
         if self.size <= OUTPUT_MAX:
-            self._pending[stream] += self._decoders[stream].decode(data)
+            self._pending[stream] += self._decoders[stream].decode(missing(lost) + chunk.data)
         if len(self._pending[1]) + len(self._pending[2]) >= CHUNK:
             self.flush()
 
@@ -179,7 +183,7 @@ class Bash:
     async def _read(self, made: Running, process: Process) -> None:
         flushed = time.monotonic()
         async for chunk in process.chunks():
-            made.write(chunk.stream, chunk.data)
+            made.write(chunk)
             if time.monotonic() - flushed >= PUBLISH_S:
                 made.flush()
                 flushed = time.monotonic()

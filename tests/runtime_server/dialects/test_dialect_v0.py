@@ -19,7 +19,7 @@ EXTRAS = {
     "read": {"path", "impl_source"},
     "write": {"path"},
     "edit": {"path", "prev_exist", "old_content", "new_content", "impl_source", "diff"},
-    "run_ipython": {"code", "image_urls"},
+    "run_ipython": {"code"},
 }
 METADATA = {
     "exit_code", "pid", "username", "hostname", "working_dir", "py_interpreter_path", "prefix", "suffix",
