@@ -142,8 +142,11 @@ class Runtimes:
 
     def of_key(self, key: str | None) -> Runtime | None:
         self._adopt()
-        owner = self.keys.owner(key)
-        return self._known.get(owner) if owner else None
+        found = self._known.get(self.keys.owner(key))
+        if found is not None and found.box is not None and found.box.reason == DELETED:
+            self.keys.forget(found.id)  # its sandbox was deleted through the server's own API
+            return None
+        return found
 
     def all(self) -> list[Runtime]:
         self._adopt()
