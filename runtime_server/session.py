@@ -28,6 +28,7 @@ from runtime_server.running import now, said
 from runtime_server.wire import Code
 
 SETTLE_S = 5.0  # what a client that hung up was running has so long to be gone
+PATIENCE_S = 0.5  # it may take a moment until it is known that a client hung up
 LOOK_S = 0.02
 Work = Callable[[], Awaitable[Finished]]
 FIRST = asyncio.FIRST_COMPLETED
@@ -39,6 +40,7 @@ class Command:
 
     number: int
     followed: bool  # its output is kept for those who ask for it
+    left: bool  # when nobody waits for it any more
     oom_before: int = 0
     process: Process | None = None  # once there is output
     result: wire.SessionResult | None = None
@@ -63,6 +65,7 @@ class OpenSession:
     exit_code: int | None = None
     command: Command | None = None  # the last one
     waiting: int = 0  # for the end of a command
+    settling: float = 0.0  # until then, the command of a client that hung up may still be ending
     typing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -89,13 +92,13 @@ class OpenSession:
 
     async def run(self, request: wire.Run) -> wire.SessionResult:
         """To its end, or that of its time. Conflict while another runs, Gone when the shell has ended."""
-        self.ready()
+        await self.ready()
         with self._begun(request) as command:
             return await self._result(command, self._work(request, command))
 
     async def stream(self, request: wire.Run) -> AsyncGenerator[Event, None]:
         """The same, with its output while it runs. Who stops listening ends it, unless it is to be left."""
-        self.ready()
+        await self.ready()
         with self._begun(request) as command:
             running = asyncio.create_task(self._result(command, self._work(request, command)))
             try:
@@ -190,8 +193,9 @@ class OpenSession:
     @contextlib.contextmanager
     def _begun(self, request: wire.Run) -> Iterator[Command]:
         self.commands += 1
-        followed = request.stream or request.stdin or request.on_timeout == "leave"
-        self.command = Command(self.commands, followed, kills(self.box.container))
+        left = request.on_timeout == "leave"
+        followed = request.stream or request.stdin or left
+        self.command = Command(self.commands, followed, left, kills(self.box.container))
         try:
             with self._waits():
                 yield self.command
@@ -227,6 +231,7 @@ class OpenSession:
             finished = self._over(ended)
         except asyncio.CancelledError:  # it may be left
             command.tell(self.shell.running)
+            self.settling = 0.0 if command.left else time.monotonic() + SETTLE_S
             raise
         left = self.shell.running
         result = self._said(command, finished, finished.timed_out and left is not None)
@@ -234,25 +239,29 @@ class OpenSession:
         return result
 
     async def _settled(self, work: Work) -> Finished:
-        """Once the command of a client that hung up is gone, which takes a moment."""
-        deadline = time.monotonic() + SETTLE_S
+        """Once the command of a client that hung up is gone, which takes the agent a moment."""
         while True:
             try:
                 return await work()
             except AgentError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                if self.waiting > 1 or time.monotonic() > deadline:
+                if time.monotonic() > self.settling:
                     raise self._taken() from None
             await asyncio.sleep(LOOK_S)
 
     # --- states ---
 
-    def ready(self) -> None:
+    async def ready(self) -> None:
         """For a command. A stream asks before its answer begins, so that a refusal has its own status."""
-        self._alive()
-        if self.busy:
-            raise self._taken()
+        patience = time.monotonic() + PATIENCE_S
+        while True:
+            self._alive()
+            if not self.busy:
+                return
+            if time.monotonic() > max(patience, self.settling):
+                raise self._taken()
+            await asyncio.sleep(LOOK_S)
 
     def _alive(self) -> None:
         if self.exit_code is not None or self.shell.ended:

@@ -39,7 +39,7 @@ class Sessions:
                     shell = await self.agent.attach_session(number)
                     self._known[name] = session = OpenSession(name, self.box, shell)
                     if shell.running is not None:
-                        session.command = Command(0, True)
+                        session.command = Command(0, followed=True, left=True)
                         session.command.tell(shell.running)
 
     def list(self) -> wire.SessionList:

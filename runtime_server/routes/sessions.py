@@ -38,7 +38,7 @@ def routes(shells: Shells, running: Running) -> APIRouter:
         session = (await shells.of(identity)).get(name)
         if not body.stream:
             return await while_connected(request, session.run(body))
-        session.ready()
+        await session.ready()
         return streamed(request, followed(session.box, session.stream(body)))
 
     @router.post(BASE + "/{name}/rest", response_model=wire.SessionResult)

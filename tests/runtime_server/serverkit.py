@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import httpx
 import uvicorn
 import uvloop
 from ordinary import Ordinary
@@ -158,3 +159,40 @@ def run_server(config: Runtime) -> Iterator[tuple[str, ThreadedSandboxes]]:
         server.should_exit = True
         thread.join(60)
         bound.close()
+
+
+def breaking(after: int) -> Breaking:
+    return Breaking(after)
+
+
+class Breaking(httpx.AsyncHTTPTransport):
+    """A connection that breaks after so many pieces of a body."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after, self.calls = after, 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        self.calls += 1
+        if "output" in request.url.path or request.url.path.endswith("/run"):
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = Broken(response.stream, self.after)
+        return response
+
+
+class Broken(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream, after: int) -> None:
+        self.stream, self.after = stream, after
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self.after
+        async for data in self.stream:
+            if not left:
+                yield data[: len(data) // 2]
+                raise httpx.ReadError("broken by the test")
+            yield data
+            left -= 1
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()

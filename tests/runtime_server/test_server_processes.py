@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import httpx
 import pytest
-from serverkit import Server
+from serverkit import Server, breaking
 
 from runtime_server.client import BoundSandbox, Client
 from runtime_server.client_running import RemoteProcess
@@ -51,48 +51,16 @@ async def test_every_reader_gets_everything_and_may_begin_anywhere(sandbox: Boun
     assert await text_of(process, stream="stderr") == ""
 
 
-class Breaking(httpx.AsyncHTTPTransport):
-    """A connection that breaks after so many pieces of a body."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after, self.calls = after, 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
-        self.calls += 1
-        if "output" in request.url.path or request.url.path.endswith("/run"):
-            response.stream = Broken(response.stream, self.after)  # type: ignore[arg-type]
-        return response
-
-
-class Broken(httpx.AsyncByteStream):
-    def __init__(self, stream: httpx.AsyncByteStream, after: int) -> None:
-        self.stream, self.after = stream, after
-
-    async def __aiter__(self):  # type: ignore[no-untyped-def]
-        left = self.after
-        async for data in self.stream:
-            if not left:
-                yield data[: len(data) // 2]
-                raise httpx.ReadError("broken by the test")
-            yield data
-            left -= 1
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
 async def test_a_dropped_connection_goes_on_where_it_was(server: Server, sandbox: BoundSandbox) -> None:
     process = await sandbox.start("for n in $(seq 40); do echo line $n; read go; done", stdin=True)
     async with Client(server.url, server.key) as client:
-        client._http = breaking = Breaking(after=4)
+        client._http = transport = breaking(after=4)
         got: list[OutputChunk] = []
         async for chunk in RemoteProcess(client, sandbox.id, process.record).output():
             got.append(chunk)
             await process.write("\n")
     assert "".join(chunk.data for chunk in got) == "".join(f"line {n}\n" for n in range(1, 41))
-    assert breaking.calls > 3
+    assert transport.calls > 3
     ends = [chunk.offset + chunk.size for chunk in got]
     assert [chunk.offset for chunk in got] == [0, *ends[:-1]] and not any(c.dropped for c in got)
 
