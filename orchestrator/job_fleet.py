@@ -48,6 +48,7 @@ class Member:
         self.code: int | None = None
         self.restarts = 0
         self.again_at: float | None = None
+        self.unclean = False  # its last life left things behind, which the next one takes over
         self.began()
 
     def began(self) -> None:
@@ -119,10 +120,27 @@ class Fleet:
             command.kill()
             member.code, member.command = command.wait(_KILLED_S), None
         end_descendants(min(max(0.0, deadline - time.monotonic()), _KILLED_S))
-        killed = [member for member, _ in living if _killed(member.code)]
-        for sweep in self._sweep([member for member in killed if member.before]):
-            sweep.wait()
-        return -signal.SIGKILL if killed else 0
+        for member, _ in living:
+            member.unclean = member.unclean or _killed(member.code)
+        return -signal.SIGKILL if any(_killed(member.code) for member, _ in living) else 0
+
+    def sweep(self) -> None:
+        """On every node where a server was killed and none came after it: remove what it left. Last of all,
+        for what may still come back is spared, and nobody waits for this."""
+        own = [] if self.settings.runtime_command else [sys.executable, "-m", "runtime_server", "--sweep"]
+        command = self.settings.sweep_command or own
+        nodes = {tuple(member.before) for member in self.members if member.unclean and command}
+        for member in self.members:
+            member.unclean = False
+        lines = [["timeout", f"{_SWEEP_S:g}", *before, *command] for before in nodes]
+        env, running = self._environment(), []
+        for line in lines:
+            try:
+                running.append(subprocess.Popen(line, stdin=subprocess.DEVNULL, env=env, cwd=self.run.root))
+            except OSError as error:
+                self.attempt.say("sweep_failed", problem=str(error))
+        for each in running:
+            each.wait()
 
     @property
     def ready(self) -> bool:
@@ -187,27 +205,12 @@ class Fleet:
             member.restarts = 0
         may = member.restarts < self.settings.runtime_max_restarts and code not in _HOPELESS
         pause = min(_PAUSE_S * 2**member.restarts, _LONGEST_PAUSE_S)
-        if _killed(code) or member.hangs:
-            self._sweep([member])
+        member.unclean = _killed(code) or bool(member.hangs)
         member.command, member.code, member.serving_since = None, code, None
         member.restarts += may
         member.again_at = time.monotonic() + pause if may else None
         why = member.hangs or f"the server {how(code)}"
         self.attempt.say("server_ended", server=member.name, reason=why, code=code, again=may)
-
-    def _sweep(self, members: Sequence[Member]) -> list[subprocess.Popen[bytes]]:
-        """On the node of each, what a server left that was killed. Only the end of the job waits for it."""
-        own = [] if self.settings.runtime_command else [sys.executable, "-m", "runtime_server", "--sweep"]
-        if not (command := self.settings.sweep_command or own):
-            return []
-        env, found = self._environment(), []
-        for member in members:
-            timed = ["timeout", f"{_SWEEP_S:g}", *member.before, *command]
-            try:
-                found.append(subprocess.Popen(timed, stdin=subprocess.DEVNULL, env=env, cwd=self.run.root))
-            except OSError as error:
-                self.attempt.say("sweep_failed", server=member.name, problem=str(error))
-        return found
 
     # --- what they say ---
 

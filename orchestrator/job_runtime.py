@@ -75,7 +75,10 @@ class RuntimeJob:
             found = self.attempt.stopped(self.near_the_end, self.inbox.orphaned)
         if found.exit_code == Exit.REQUEUE:
             found = self.again_elsewhere(found, killed=code < 0)
-        return finish(self.attempt, found, killed=code < 0)
+        ended = finish(self.attempt, found, killed=code < 0)
+        if self.fleet is not None:
+            self.fleet.sweep()
+        return ended
 
     def start(self) -> Command | Fleet:
         """Raises OSError when it cannot be started."""
@@ -139,6 +142,8 @@ class RuntimeJob:
         attempt.status("ended", ending)
         if killed:
             sweep(attempt)
+        if self.fleet is not None:
+            self.fleet.sweep()
         attempt.say("requeue_requested")
         try:
             scheduler.requeue(attempt.job_id)
