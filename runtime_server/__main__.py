@@ -45,9 +45,10 @@ from orchestrator.schema import Config, Runtime
 from orchestrator.typed import Invalid
 from runtime_server.agent.build import BuildError
 from runtime_server.app import Identity, create_app, default_sandboxes, store_of
+from runtime_server.claims import claim_of, comes_back, remains
 from runtime_server.engines import EngineError
 from runtime_server.engines.service import find_programs
-from runtime_server.engines.state import leftovers, scratch, sweep
+from runtime_server.engines.state import scratch, sweep
 from runtime_server.errors import SandboxError
 from runtime_server.image_store import ImageError
 from runtime_server.images import provide
@@ -95,6 +96,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image", help=f"image of sandboxes (default {defaults.sandbox.image})")
     parser.add_argument("--host", help="address to bind (default 127.0.0.1; of a run: runtime.host)")
     parser.add_argument("--port", type=int, help="port to bind (default 0: a free one)")
+    parser.add_argument(
+        "--state-dir", help="where to keep state; one that was killed there is taken over by the next"
+    )
     parser.add_argument("--verbose", action="store_true", help="log every request")
     parser.add_argument("--sweep", action="store_true", help="remove what killed servers left, then exit")
     parser.add_argument("--dry-run", action="store_true", help="with --sweep: list it, remove nothing")
@@ -112,7 +116,8 @@ def settings(options: argparse.Namespace) -> Settings:
     """Raises Refused for a configuration that cannot be."""
     run = RunDirectory(options.run_dir) if options.run_dir else None
     whole = _config_of(run) if run else Config(runtime=Runtime(host="127.0.0.1"))
-    given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
+    names = ("host", "port", "state_dir")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     sandbox = whole.runtime.sandbox.model_dump() | ({"image": options.image} if options.image else {})
     try:
         config = Runtime.model_validate(whole.runtime.model_dump() | given | {"sandbox": sandbox})
@@ -153,7 +158,7 @@ async def serve(told: Settings) -> int:
     stop = _Stop()
     key = await asyncio.to_thread(shared_key, told.run) if told.run and told.server else new_key()
     with listen(told.config.host, told.config.port) as bound, contextlib.ExitStack() as stack:
-        sandboxes = await _started(told.config, stop)
+        sandboxes = await _started(told, stop)
         if sandboxes is None:
             return Exit.OK
         try:
@@ -177,15 +182,17 @@ async def serve(told: Settings) -> int:
     return Exit.OK
 
 
-async def _started(config: Runtime, stop: _Stop) -> Sandboxes | None:
+async def _started(told: Settings, stop: _Stop) -> Sandboxes | None:
     """None when a signal came first. Raises Refused."""
+    config = told.config
     try:
         providing = asyncio.create_task(_unawaited(lambda: _provide(config)))
         await stop.wait(providing)
         if not providing.done():
             return None
         await providing
-        sandboxes = await asyncio.to_thread(default_sandboxes, config)
+        claim = claim_of(told.run, told.server) if told.run else told.config.state_dir and "alone"
+        sandboxes = await asyncio.to_thread(default_sandboxes, config, claim)
         starting = asyncio.create_task(sandboxes.start())
         await stop.wait(starting)
         if not starting.done():
@@ -328,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     try:
         if options.sweep:
-            found = leftovers() if options.dry_run else sweep()
+            found = remains() if options.dry_run else sweep(spare=comes_back)
             print("\n".join(str(path) for path in found) or "nothing to remove")
             return Exit.OK
         raise_open_files()

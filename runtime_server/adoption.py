@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 COME_S = 20.0  # an agent tries again every few seconds at most
+UNASKED_S = 180.0  # so long one that was taken over waits for its first use, whatever its ttl_s
 
 
 class Ledger:
@@ -113,12 +114,12 @@ class Ledger:
         await asyncio.gather(*(self._restore(entry) for entry in found.boxes.values()))
         known = {box.container.id for box in self.boxes.live}
         if found.any:
-            await self.boxes.engine.remove_others(known)
+            await self.boxes.engine.remove_others(known, {one.path for one in self.boxes.snapshots.kept})
             log.info("took over %d of %d sandboxes", len(known), len(found.boxes))
-        self._journal = Journal(path, self._current)
-        self._said = {box.id: box_entry(box) for box in self.boxes.boxes.values()}
         for entry in found.births.values():
             await self._restore_birth(entry)
+        self._journal = Journal(path, self._current)
+        self._said = {box.id: box_entry(box) for box in self.boxes.boxes.values()}
 
     async def _restore(self, entry: Entry) -> None:
         """One sandbox; of one that is no more, the record that says so."""
@@ -128,6 +129,8 @@ class Ledger:
         self._remember_key(entry, box)
         if box.reason:
             return
+        # its users may have given it up with the server: it has to be asked for soon
+        box.used = time.monotonic() - max(0.0, box.ttl_s - UNASKED_S)
         boxes.places.seize()
         boxes.snapshots.hold(box.snapshot)
         boxes.background(boxes.watch(box))
@@ -172,7 +175,10 @@ class Ledger:
         """One that waits for its place goes on waiting."""
         request = wire.CreateSandbox.model_validate(entry["birth"]["request"])
         try:
-            await self.boxes.conceive(request, entry["birth"]["key"], identity=entry["birth"]["id"])
+            birth = await self.boxes.conceive(
+                request, entry["birth"]["key"], identity=entry["birth"]["id"]
+            )
+            self.boxes.births.promise(birth)
         except SandboxError as error:
             log.warning("the create of %s cannot go on: %s", entry["birth"]["id"], error)
 

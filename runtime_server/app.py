@@ -35,7 +35,7 @@ from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
 from runtime_server.idempotency import Idempotency
 from runtime_server.image_store import default_store
-from runtime_server.routes import archives, processes, sessions
+from runtime_server.routes import archives, lifecycle, processes, sessions
 from runtime_server.routes.answers import answer, while_connected
 from runtime_server.running import Running
 from runtime_server.sandboxes import Sandboxes
@@ -134,6 +134,7 @@ def create_app(
     app.add_middleware(Gate, key=key)
     app.add_middleware(Front, runtimes=runtimes, key=key)  # outside of the gate: it has keys of its own
     _add_routes(app, api)
+    lifecycle.add_routes(app, boxes)
     running = Running(boxes)
     for router in (
         processes.routes(running),
@@ -145,9 +146,12 @@ def create_app(
     return app
 
 
-def default_sandboxes(config: Runtime) -> Sandboxes:
-    """Podman's, with the agent of this machine and the image store of this user."""
-    return Sandboxes(config, PodmanEngine(config, agent_binary(), store_of(config)))
+def default_sandboxes(config: Runtime, claim: str = "") -> Sandboxes:
+    """Podman's, with the agent of this machine and the image store of this user.
+
+    With a `claim` it takes over what a killed server of the same claim left on this node.
+    """
+    return Sandboxes(config, PodmanEngine(config, agent_binary(), store_of(config), claim=claim))
 
 
 def store_of(config: Runtime) -> Path:
@@ -162,11 +166,13 @@ def aliases_of(config: Runtime) -> Path | None:
 
 def _add_routes(app: FastAPI, api: Api) -> None:
     boxes = api.sandboxes
+    queue, serialise = (boxes.metrics.exec_phase[name] for name in ("queue", "serialise"))
 
     # first, for routes are tried in order and this is what nearly every request wants
     @app.post("/v1/sandboxes/{identity}/exec")
     async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
-        return await while_connected(request, boxes.exec(identity, body))
+        queue.observe(time.perf_counter() - request.scope["received"])
+        return await while_connected(request, boxes.exec(identity, body), made=serialise.observe)
 
     @app.get("/health")
     async def health(request: Request) -> Response:
@@ -182,7 +188,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
 
     @app.post("/v1/sandboxes")
     async def create(request: Request, body: wire.CreateSandbox, key: Key = None) -> Response:
-        return await while_connected(request, api.create(body, key, base_url(request)), 201)
+        return await lifecycle.created(request, api.create(body, key, base_url(request)))
 
     @app.get("/v1/sandboxes")
     async def list_() -> Response:

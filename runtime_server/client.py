@@ -30,6 +30,7 @@ from typing import Self
 from runtime_server import wire
 from runtime_server.client_archives import DOWN_MAX, ArchiveCalls
 from runtime_server.client_calls import CALL_S, parse
+from runtime_server.client_lifecycle import LifecycleCalls
 from runtime_server.client_running import (
     DEFAULT_COMMAND_S,
     GRACE_S,
@@ -43,7 +44,7 @@ from runtime_server.wire import IDEMPOTENCY_HEADER, Code
 CREATE_S = 900.0
 
 
-class Client(RunningCalls, ArchiveCalls):
+class Client(RunningCalls, ArchiveCalls, LifecycleCalls):
     """One server. Any number of calls at once; close it, or use it as a context manager."""
 
     async def __aenter__(self) -> Self:

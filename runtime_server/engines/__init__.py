@@ -116,8 +116,8 @@ class Engine(Protocol):
     async def adopt(self, container: Container) -> Container:
         """One that an earlier server with our claim left. Gone (evicted) when it has ended since."""
 
-    async def remove_others(self, known: set[str]) -> None:
-        """Every container of an earlier server but these."""
+    async def remove_others(self, containers: set[str], frozen: set[Path]) -> None:
+        """All that an earlier server left but these."""
 
     def new_io(self, name: str) -> Path:
         """A fresh directory for the socket of one sandbox."""

@@ -22,6 +22,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import time
 from dataclasses import replace
@@ -95,6 +96,8 @@ class PodmanEngine:
     async def start(self) -> None:
         runtimes = find_programs()
         found = await asyncio.to_thread(State.claimed, self.config.state_dir, self.claim)
+        if found is not None:  # one service at a time
+            await asyncio.to_thread(processes.end_all, lambda: processes.services(found.token))
         await asyncio.to_thread(sweep, self.config.state_dir)
         self._state = found or State.create(self.config.state_dir, self.claim)
         try:
@@ -162,7 +165,7 @@ class PodmanEngine:
             seccomp="",
         )
         self._layers = await self._new_layers()
-        enforced, problem = await self._probe(runtime)
+        enforced, problem = await self._probe()
         notes += (*self._look_after(enforced), *problem)
         version = probing.cgroup_version()
         return Facts("podman", runtime, driver, version, not root, enforced, notes, not problem)
@@ -191,11 +194,11 @@ class PodmanEngine:
         what = " and ".join(lacking)
         return (*notes, f"{what}: watched {1 / EVERY_S:g} times a second, for no cgroup holds them here")
 
-    async def _probe(self, runtime: str) -> tuple[dict[str, bool], tuple[str, ...]]:
+    async def _probe(self) -> tuple[dict[str, bool], tuple[str, ...]]:
         """Start the agent in an empty root directory, and see what holds for it, and why it cannot be
         given another root, if it cannot."""
         recipe = Recipe(
-            name=f"probe-{runtime}-{self._node.limits:d}{self._node.bound_sysv:d}{self._node.own_ids}",
+            name=f"probe-{secrets.token_hex(4)}",
             image="",
             io=self.new_io("probe"),
             memory_mb=self.config.sandbox.memory,
@@ -316,19 +319,15 @@ class PodmanEngine:
         self._images.hold(container.image)
         return self._watched(container)
 
-    async def remove_others(self, known: set[str]) -> None:
-        """Every container that nobody adopted, with what it had."""
+    async def remove_others(self, containers: set[str], frozen: set[Path]) -> None:
         rows = await self._api.json("GET", "/containers/json", params={"all": True})
-        for row in rows:
-            identity = str(row["Id"])
-            if identity not in known:
-                pid = await self._pid(identity)
-                await self.kill(Container(identity, pid))
-                await self._delete(identity)
-        used = {identity[:16] for identity in known}
-        for folder in self.state.layers.iterdir():
-            if folder.name not in used:
-                await self.discard(folder)
+        for identity in {str(row["Id"]) for row in rows} - containers:
+            await self.kill(Container(identity, await self._pid(identity)))
+            await self._delete(identity)
+        used = {identity[:16] for identity in containers}
+        layers = [folder for folder in self.state.layers.iterdir() if folder.name not in used]
+        for folder in [*layers, *(set(self.state.frozen.iterdir()) - frozen)]:
+            await self.discard(folder)
 
     async def kill(self, container: Container) -> None:
         if self._watch and container.watched:

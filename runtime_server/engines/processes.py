@@ -62,6 +62,11 @@ def naming(token: str) -> list[int]:
     return [pid for pid in all_pids() if _is_ours(command_line(pid), token.encode())]
 
 
+def services(token: str) -> list[int]:
+    """Of those, all that do not belong to one container: no conmon."""
+    return [pid for pid in naming(token) if b"conmon" not in command_line(pid).split(b"\0", 1)[0]]
+
+
 def children(parents: Iterable[int]) -> list[int]:
     """Processes whose parent is one of these: of a conmon, the first process of its container."""
     wanted = set(parents)
@@ -90,9 +95,9 @@ def inside(name: str) -> set[int]:
     """Processes in the cgroup of that name and below."""
     found: set[int] = set()
     for top in cgroups_of(name):
-        for listing in top.rglob("cgroup.procs"):
-            with contextlib.suppress(OSError):  # a cgroup that just went away
-                found.update(int(line) for line in listing.read_text().split())
+        for folder, _, _ in os.walk(top):  # which does not mind that cgroups go away meanwhile
+            with contextlib.suppress(OSError):
+                found.update(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
     return found
 
 

@@ -108,7 +108,7 @@ class State:
         if not claim:
             return None
         roots = [Path(state_dir)] * 2 if state_dir else [*bases()]
-        for path in leftovers(state_dir, claim):
+        for path in [path for path, owner in leftovers(state_dir).items() if owner == claim]:
             state = cls(path, roots[1] / path.name)
             if path.parent == roots[0] and state.journal.exists() and state.layers.is_dir():
                 for folder in {state.root, state.storage}:
@@ -150,25 +150,29 @@ def bases() -> tuple[Path, Path]:
     return (shared if roomy else disk), disk
 
 
-def leftovers(state_dir: str = "", claim: str | None = None) -> list[Path]:
-    """Directories that dead servers of this user left on this node; with `claim` those of that one."""
+def leftovers(state_dir: str = "") -> dict[Path, str]:
+    """Directories that dead servers of this user left on this node, each with its claim."""
     folders = {Path(state_dir)} if state_dir else set(bases())
     candidates = [p for base in folders for p in sorted(base.glob(f"orc-{os.getuid()}-*"))]
-    dead = [(path, owner) for path in candidates if (owner := _dead_owner(path)) is not None]
-    return [path for path, owner in dead if claim is None or owner.claim == claim]
+    return {path: owner.claim for path in candidates if (owner := _dead_owner(path)) is not None}
 
 
-def sweep(state_dir: str = "", spare: Callable[[str], bool] = lambda claim: False) -> list[Path]:
+def sweep(state_dir: str = "", spare: Callable[[str], bool] = bool) -> list[Path]:
     """Remove what dead servers of this user left on this node; returns the directories removed.
 
-    Whoever has a claim may come back for as long as a sandbox of his lives (they end themselves when nobody
-    comes); `spare` is asked about those.
+    `spare` is asked whether somebody may come back for a claim: what has one is left alone for as long as
+    a sandbox lives there, and without a server they all end within a minute.
     """
-    dead = [path for path in leftovers(state_dir) if not spare(_claim(path)) or not _inhabited(path)]
+    dead = [path for path, claim in leftovers(state_dir).items() if not (spare(claim) and inhabited(path))]
     for path in dead:
         with contextlib.suppress(OSError):  # another server's sweep may be faster
             State(path, path).remove()
     return dead
+
+
+def inhabited(path: Path) -> bool:
+    """Whether a sandbox of that server still waits for one who takes it over."""
+    return bool(processes.children(processes.naming(path.name)))
 
 
 def scratch() -> Path:
@@ -198,16 +202,6 @@ def _dead_owner(path: Path) -> Owner | None:
         return None
     dead = status.st_uid == os.getuid() and not path.is_symlink() and not owner.alive
     return owner if dead else None
-
-
-def _claim(path: Path) -> str:
-    owner = _dead_owner(path)
-    return owner.claim if owner else ""
-
-
-def _inhabited(path: Path) -> bool:
-    """Whether a sandbox of that server still waits for one who takes it over."""
-    return bool(processes.children(processes.naming(path.name)))
 
 
 def _free(path: Path) -> int:
