@@ -11,7 +11,7 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from runtime_server.agent import frames
 from runtime_server.agent.calls import Call, Wire, feed
@@ -20,7 +20,7 @@ from runtime_server.agent.frames import AgentError, Kind
 STALL_S = 120.0
 
 
-async def pack(wire: Wire, call: Call) -> AsyncIterator[bytes]:
+async def pack(wire: Wire, call: Call) -> AsyncGenerator[bytes, None]:
     """The call's content as it comes, taken no faster than it is asked for."""
     assert call.content is not None
     total = taken = 0

@@ -22,7 +22,7 @@ from runtime_server.agent.mirror import Mirror
 ACK_S = 0.005  # the least time between two permissions to push: bounds what one sandbox can flood us with
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def heard(future: asyncio.Future[Any]) -> None:
     """Nobody has to ask for the outcome."""
     if not future.cancelled():
         future.exception()
@@ -44,16 +44,21 @@ class Call:
     mirrors: tuple[Mirror, Mirror] | None = None  # of a command whose output is pushed
     content: deque[bytes] | None = None  # of an archive: bytes that nobody has taken
     begun: asyncio.Future[bool] | None = None  # set by STARTED: whether it takes stdin
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: asyncio.Event | None = None  # somebody waits for something new
     refuses: bool = False  # its stdin is closed
 
-    def __post_init__(self) -> None:
-        self.future.add_done_callback(_heard)
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set by the next news; to be taken before looking for what there is."""
+        if self.waiting is None:
+            self.waiting = asyncio.Event()
+        return self.waiting
 
     def pulse(self) -> None:
-        """Wakes everybody who waits for something new; each takes the next event before looking."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+        """Wakes everybody who waits for something new."""
+        if self.waiting is not None:
+            self.waiting.set()
+            self.waiting = None
 
     def take(self, which: int, data: bytes) -> None:
         if which not in (0, 1) or len(self.parts[which]) + len(data) > self.limit:

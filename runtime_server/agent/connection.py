@@ -14,12 +14,12 @@ import asyncio
 import errno
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from runtime_server.agent import archive, frames
-from runtime_server.agent.calls import Call, Wire
+from runtime_server.agent.calls import Call, Wire, heard
 from runtime_server.agent.frames import AgentError, AgentLost, Finished, Flag, Kind, frame
 from runtime_server.agent.mirror import Mirror
 from runtime_server.agent.process import Process
@@ -186,6 +186,7 @@ class AgentConnection:
             raise AgentError(errno.EBUSY, f"{subject} is followed on this connection already")
         call = await self._send(kind, payload, subject, limit, tag=tag, number=number)
         call.begun = asyncio.get_running_loop().create_future()
+        call.future.add_done_callback(heard)
         if pushed:
             call.mirrors = (Mirror(1, limit), Mirror(2, limit))
         if timeout_s is not None:
@@ -210,19 +211,19 @@ class AgentConnection:
         call.refuses = call.refuses or not takes_input
         return what
 
-    def pack(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
+    async def pack(self, path: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
         """A tar of a directory (names relative to it) or a file: files, directories, links that stay inside.
 
-        AgentError E2BIG once it passes `max_bytes`, which the reader may have had by then.
+        Made as fast as it is read. AgentError E2BIG once it passes `max_bytes`, which the reader may have had
+        by then. A reader that stops early closes it (`aclose`).
         """
-        return self._pack(path, max_bytes)
-
-    async def _pack(self, path: str, max_bytes: int) -> AsyncIterator[bytes]:
         payload = frames.pack_payload(path, max_bytes)
         call = await self._send(Kind.PACK, payload, repr(path), max_bytes)
+        call.future.add_done_callback(heard)
         call.content, call.window = deque(), frames.PUSH_WINDOW
-        async for data in archive.pack(self._wire, call):
-            yield data
+        async with aclosing(archive.pack(self._wire, call)) as parts:
+            async for data in parts:
+                yield data
 
     async def unpack(
         self, path: str, stream: AsyncIterator[bytes], max_bytes: int, max_entries: int = 100_000
@@ -234,6 +235,7 @@ class AgentConnection:
         """
         payload = frames.unpack_payload(path, max_bytes, max_entries)
         call = await self._send(Kind.UNPACK, payload, repr(path), 0)
+        call.future.add_done_callback(heard)
         return await archive.unpack(self._wire, call, stream)
 
     async def write_file(self, path: str, data: bytes, mode: int = 0o644, parents: bool = True) -> int:

@@ -11,7 +11,7 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from runtime_server.agent import frames
 from runtime_server.agent.calls import Call, Wire, feed
@@ -38,7 +38,7 @@ class Process:
         """Of stdout and stderr, what there is up to now."""
         return self._mirrors[0].kept(), self._mirrors[1].kept()
 
-    async def chunks(self, offsets: tuple[int, int] | None = None) -> AsyncIterator[Chunk]:
+    async def chunks(self, offsets: tuple[int, int] | None = None) -> AsyncGenerator[Chunk, None]:
         """Output from these offsets of stdout and stderr on, as it comes; ends with the process.
 
         Any number of readers may follow. AgentLost when the connection goes first.

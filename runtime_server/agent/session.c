@@ -15,7 +15,8 @@
  * goes to /dev/null. A session has a terminal only when one is asked for; without one a program that wants
  * to ask something there fails at once instead of waiting.
  *
- * Code in a session can say about its own session what it likes, and nothing about any other.
+ * Code in a session can say about its own session what it likes: it is its own shell. Other sessions have
+ * descriptors of their own; that processes of one user can reach into each other is beyond us.
  */
 #include "agent.h"
 

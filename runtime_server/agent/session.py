@@ -5,7 +5,7 @@ What it is
     status comes back beside the output, so nothing is parsed, quoted or echoed. One command at a time.
 
 What it does not do
-    Code in a session *is* its shell: it can say about its own session what it likes (and about no other).
+    Code in a session *is* its shell: it can say about its own session what it likes.
     A text is at most one frame, a megabyte: `write_file` a longer script and source it. Without a terminal
     (`pty`) there is no job control: background jobs, `wait` and `jobs` work, `fg` and `bg` do not, and a
     program that wants to ask something on the terminal fails at once.

@@ -181,7 +181,7 @@ async def test_a_reader_that_stops_holds_up_nobody(sandbox: Sandbox) -> None:
     stream = sandbox.agent.pack(str(source), MUCH)
     assert await anext(aiter(stream))
     assert (await sandbox.run("echo", "alive")).stdout.data == b"alive\n"
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert (await packed(sandbox, source)).getnames()
 
 

@@ -16,7 +16,7 @@ async def next_chunk(process: Process, offsets: tuple[int, int] = (0, 0)) -> Chu
     try:
         return await asyncio.wait_for(anext(chunks), 10)
     finally:
-        await chunks.aclose()  # type: ignore[attr-defined]
+        await chunks.aclose()
 
 
 async def text_of(process: Process) -> bytes:
