@@ -112,6 +112,9 @@ class Runtime(Job):
     """How long the training job waits for the server to become ready."""
     max_parallel_sandboxes: Annotated[int, Limits(ge=1)] = 64
     """Sandboxes that may exist at once on one node; more wait in a queue."""
+    max_per_run: Annotated[int, Limits(ge=0)] = 0
+    """Of them, how many one run may have at once where a server serves several (`--runtime-url`); a run is
+    told by the label `run` of its creates; 0 is any number."""
     max_parallel_creates: Annotated[int, Limits(ge=1)] = 4
     """Containers that are created or removed at the same time."""
     queue_timeout: Seconds = 600

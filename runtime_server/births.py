@@ -69,17 +69,22 @@ class Births:
     def __init__(self) -> None:
         self._promised: dict[str, Birth] = {}
         self._keys: dict[str, Birth] = {}
-        self._running: set[asyncio.Future[Box]] = set()
+        self._running: dict[asyncio.Future[Box], Birth] = {}
 
     @property
     def promised(self) -> list[Birth]:
         """Those that were promised and do not run."""
         return [b for b in self._promised.values() if not b.task.done() or b.failed]
 
+    @property
+    def unborn(self) -> list[Birth]:
+        """Those under way."""
+        return [birth for birth in self._running.values() if not birth.task.done()]
+
     def begin(self, birth: Birth, work: Coroutine[Any, Any, Box]) -> None:
         task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = birth
+        task.add_done_callback(lambda done: self._running.pop(done, None))
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         birth.task = task
         self.remember(birth)

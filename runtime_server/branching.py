@@ -70,7 +70,9 @@ class Branching:
             max_lifetime_s=told.max_lifetime_s,
             labels=labels,
         )
-        births = await self._begin(request, told)
+        wait_s = self.boxes.patience(told.queue_timeout_s)
+        async with self.boxes.quotas.admitted(labels, wait_s, told.count):
+            births = await self._begin(request, told.count, wait_s)
         try:
             made = await asyncio.gather(*(self.boxes.outcome(birth, mine=True) for birth in births))
         except BaseException:  # one failed, or nobody waits any more: the others go too
@@ -78,18 +80,17 @@ class Branching:
             raise
         return Forked(snapshot=taken.id, sandboxes=[*made])
 
-    async def _begin(self, request: wire.CreateSandbox, told: Fork) -> list[Birth]:
+    async def _begin(self, request: wire.CreateSandbox, count: int, wait_s: float) -> list[Birth]:
         """With places for all of them."""
         places = self.boxes.places
-        wait_s = self.boxes.config.queue_timeout if told.queue_timeout_s is None else told.queue_timeout_s
-        together = places.enter(told.count)
+        together = places.enter(count)
         await places.wait(together, wait_s)
         births: list[Birth] = []
         try:
-            for _ in range(told.count):
+            for _ in range(count):
                 births.append(await self.boxes.conceive(request, ticket=places.seat()))
         except BaseException:  # what has begun gives its own place back
-            for _ in range(told.count - len(births)):
+            for _ in range(count - len(births)):
                 places.give()
             await asyncio.shield(self._drop(births))
             raise

@@ -16,7 +16,8 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +61,14 @@ class Basis:
 class Maker:
     """See the module's docstring. `starts` limits how many containers are made or removed at once."""
 
-    def __init__(self, config: Runtime, engine: Engine, starts: asyncio.Semaphore) -> None:
-        self.config, self.engine, self.starts = config, engine, starts
+    def __init__(
+        self,
+        config: Runtime,
+        engine: Engine,
+        starts: asyncio.Semaphore,
+        phase: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self.config, self.engine, self.starts, self.phase = config, engine, starts, phase
         self.pool: Pool | None = None
 
     async def make(self, identity: str, request: wire.CreateSandbox, basis: Basis) -> Box:
@@ -69,7 +76,8 @@ class Maker:
         warm, dressed = await self._warm(recipe, only=basis.snapshot is not None)
         box = self._box(identity, request, basis, dressed, warm)
         try:
-            await self._set_up(box, request.setup)
+            with self.phase("setup"):
+                await self._set_up(box, request.setup)
         except BaseException:  # cancelled or failed: nothing of it may stay
             await asyncio.shield(self.undo(Warm(dressed, warm.agent, warm.io, recipe)))
             raise
@@ -78,11 +86,14 @@ class Maker:
     async def _warm(self, recipe: Recipe, *, only: bool) -> tuple[Warm, Container]:
         """A container with its agent, and the same with its root. `only` layers make it, no image."""
         if not (self.engine.facts.dresses and recipe.layers and recipe.as_root):
-            warm = await self.start(recipe, empty=False)
+            with self.phase("container"):
+                warm = await self.start(recipe, empty=False)
             return warm, warm.container
-        warm = (self.pool.take(recipe) if self.pool else None) or await self.start(recipe, empty=True)
+        with self.phase("container"):
+            warm = (self.pool.take(recipe) if self.pool else None) or await self.start(recipe, empty=True)
         try:
-            return warm, await self.engine.dress(warm.container, recipe)
+            with self.phase("root"):
+                return warm, await self.engine.dress(warm.container, recipe)
         except BaseException as error:  # cancelled or failed: nothing of it may stay
             await asyncio.shield(self.undo(warm))
             if not isinstance(error, SandboxError) or only:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from typing import Any, Literal
 
 from orchestrator.schema import Runtime
@@ -29,9 +30,10 @@ from runtime_server.box import DELETED, Box
 from runtime_server.engines import Engine
 from runtime_server.errors import NotFound, SandboxError, Unavailable
 from runtime_server.making import Basis, Maker
-from runtime_server.metrics import Metrics
+from runtime_server.metrics import Census, Metrics
 from runtime_server.places import Places, Ticket
 from runtime_server.pool import Pool
+from runtime_server.quotas import Quotas
 from runtime_server.snapshots import Snapshots
 from runtime_server.wire import Code
 
@@ -49,10 +51,11 @@ class Sandboxes:
         self.births = Births()
         self.places = Places(config.max_parallel_sandboxes)
         self.snapshots = Snapshots(engine, float(config.sandbox.ttl))
-        self.metrics = Metrics(lambda: float(len(self.live)), lambda: float(self.places.waiting))
+        self.metrics = Metrics(self.census)
+        self.quotas = Quotas(config.max_per_run, self.runs)
         self.draining = False
         self.starts = asyncio.Semaphore(config.max_parallel_creates)
-        self.maker = Maker(config, engine, self.starts)
+        self.maker = Maker(config, engine, self.starts, self.metrics.creating)
         self.pool = Pool(self.maker.spare, self.maker.undo, lambda: self.places.free, config.warm)
         self.ledger = Ledger(self)
         self._work: set[asyncio.Task[None]] = set()
@@ -65,6 +68,29 @@ class Sandboxes:
     @property
     def state(self) -> Literal["ok", "draining"]:
         return "draining" if self.draining else "ok"
+
+    def runs(self) -> Counter[str]:
+        """Sandboxes that live or come into being, by the run that they are for."""
+        labels = [*(box.labels for box in self.live), *(birth.request.labels for birth in self._unborn)]
+        return Counter(each.get(wire.RUN_LABEL, "") for each in labels)
+
+    @property
+    def _unborn(self) -> Sequence[Birth]:
+        return [birth for birth in self.births.unborn if birth.id not in self.boxes]
+
+    def census(self) -> Census:
+        """What there is now, for the metrics."""
+        states = Counter({"running": 0, "paused": 0, "queued": 0, "starting": 0})
+        states.update("paused" if box.paused else "running" for box in self.live)
+        states.update("queued" if b.ticket.waiting else "starting" for b in self._unborn)
+        return Census(
+            states=states,
+            places=self.places.number,
+            in_use=len(self.live),
+            queued=self.places.waiting,
+            warm=len(self.pool.ready),
+            runs=self.runs(),
+        )
 
     # --- life of the server ---
 
@@ -131,7 +157,11 @@ class Sandboxes:
         self.check_open()
         birth = self.births.known(key, request) if key else None
         if birth is None:
-            birth = await self.conceive(request, key)
+            wait_s = self.patience(request.queue_timeout_s) if request.wait_s is None else request.wait_s
+            async with self.quotas.admitted(request.labels, wait_s):
+                birth = (self.births.known(key, request) if key else None) or await self.conceive(
+                    request, key
+                )
         return await self.outcome(birth, request.wait_s, mine=key is None)
 
     async def conceive(
@@ -143,7 +173,8 @@ class Sandboxes:
     ) -> Birth:
         """Begin to make one. `ticket`: of a place that is ours already; `identity`: the one promised."""
         self.maker.check(request.limits)
-        image = await self.engine.image(request.image or self.config.sandbox.image)
+        with self.metrics.creating("image"):
+            image = await self.engine.image(request.image or self.config.sandbox.image)
         basis = Basis(image)
         if request.snapshot:
             snapshot = self.snapshots.get(request.snapshot)
@@ -152,6 +183,7 @@ class Sandboxes:
             ticket = self.places.enter(1, request.group or "", request.group_size or 1)
         birth = Birth(request, basis.image.name, ticket, key or "", identity or new_id())
         self.births.begin(birth, self._create(birth, basis))
+        birth.task.add_done_callback(lambda _: self.quotas.changed())
         return birth
 
     async def outcome(self, birth: Birth, wait_s: float | None = None, mine: bool = False) -> wire.Sandbox:
@@ -265,19 +297,17 @@ class Sandboxes:
         started = time.perf_counter()
         result = await box.exec(request)
         took = time.perf_counter() - started
-        self.metrics.exec_s.observe(took)
-        self.metrics.overhead_s.observe(max(0.0, took - result.duration_ms / 1000))
+        self.metrics.executed(took, result.duration_ms / 1000)
         return result
 
     # --- making one ---
 
     async def _create(self, birth: Birth, basis: Basis) -> Box:
         request, asked = birth.request, time.perf_counter()
-        wait_s = self.config.queue_timeout if request.queue_timeout_s is None else request.queue_timeout_s
         if basis.snapshot:
             self.snapshots.hold(basis.snapshot.id)
         try:
-            await self.places.wait(birth.ticket, wait_s)
+            await self.places.wait(birth.ticket, self.patience(request.queue_timeout_s))
         except BaseException:  # whatever it was, the snapshot is not needed any more
             await self._released(basis)
             raise
@@ -296,10 +326,15 @@ class Sandboxes:
                 await self._released(basis)
             raise
         self.metrics.queue_s.observe(taken - asked)
+        self.metrics.create_phase["queue"].observe(taken - asked)
         self.metrics.create_s.observe(time.perf_counter() - taken)
         self.metrics.created.inc()
         self.background(self.watch(box))
         return box
+
+    def patience(self, asked_s: float | None) -> float:
+        """How long somebody waits for places."""
+        return float(self.config.queue_timeout) if asked_s is None else asked_s
 
     async def _released(self, basis: Basis) -> None:
         if basis.snapshot:
@@ -324,6 +359,7 @@ class Sandboxes:
         with contextlib.suppress(SandboxError):  # a dead service is started again; the removal kills too
             await self.engine.kill(box.container)
         self.places.give(time.monotonic() - box.begun)
+        self.quotas.changed()
         self.background(self._remove(box))
         self._bury()
 

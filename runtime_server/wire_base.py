@@ -15,6 +15,8 @@ API_KEY_HEADER = "X-API-Key"
 """Every route but a bare `GET /health` needs it (or `Authorization: Bearer KEY`)."""
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 """A mutating call repeated with the same key gets the first answer instead of a second effect."""
+RUN_LABEL = "run"
+"""The label of a sandbox that says for which run it is; a server that serves several counts by it."""
 KEY_MAX = 200  # characters of such a key
 
 
@@ -52,6 +54,7 @@ class Code(StrEnum):
     INTERRUPTED = "interrupted"
     # the service
     QUEUE_TIMEOUT = "queue_timeout"
+    QUOTA = "quota"
     SERVER_DRAINING = "server_draining"
     CREATE_FAILED = "create_failed"
     UNREACHABLE = "unreachable"
@@ -66,6 +69,7 @@ class Code(StrEnum):
         """
         return self in {
             Code.QUEUE_TIMEOUT,
+            Code.QUOTA,
             Code.SERVER_DRAINING,
             Code.CREATE_FAILED,
             Code.UNREACHABLE,

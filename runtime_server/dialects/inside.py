@@ -59,8 +59,7 @@ class Inside:
                 max_output=max_output,
             )
         took = time.perf_counter() - started
-        self.metrics.exec_s.observe(took)
-        self.metrics.overhead_s.observe(max(0.0, took - done.duration_ms / 1000))
+        self.metrics.executed(took, done.duration_ms / 1000)
         return done
 
     async def shell(

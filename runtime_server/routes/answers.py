@@ -7,7 +7,8 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -31,15 +32,23 @@ def nothing() -> Response:
 
 
 async def while_connected(
-    request: Request, work: Coroutine[Any, Any, BaseModel], status: int = 200
+    request: Request,
+    work: Coroutine[Any, Any, BaseModel],
+    status: int = 200,
+    made: Callable[[float], None] | None = None,
 ) -> Response:
-    """Do the work for as long as somebody waits for it: a client that hangs up cancels it."""
+    """Do the work for as long as somebody waits for it: a client that hangs up cancels it. `made` is told
+    how long it took to make the answer of what came of it."""
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnect(request))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
-            return answer(task.result(), status)
+            start = time.perf_counter()
+            response = answer(task.result(), status)
+            if made is not None:
+                made(time.perf_counter() - start)
+            return response
         task.cancel()
         await asyncio.wait({task})
         return Response(status_code=499)  # nobody reads it
