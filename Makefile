@@ -4,7 +4,7 @@
 # make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
 # make test-clients   the real OpenHands clients against the server, in environments of their own
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
-# make fuzz    the sandbox agent's frames, with sanitizers, ten minutes (FUZZ_S=60: one)
+# make fuzz    the sandbox agent's frames and archives, with sanitizers, ten minutes (FUZZ_S=60: one)
 # make bench   every benchmark, one JSON line each
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
 .PHONY: demo demo-slurm test test-clients fast check bench fuzz drills cluster setup clean

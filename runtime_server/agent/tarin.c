@@ -288,6 +288,7 @@ static void open_top(char *path) {
 _Noreturn void tar_in(struct slot *result, char *path, uint64_t limit, uint64_t entries) {
     static struct tar_header h;
     static struct next n;
+    n = (struct next){0};
     slot = result;
     left = limit;
     entries_left = entries;

@@ -1,7 +1,9 @@
-"""Fuzzes the sandbox agent's frames with libFuzzer and sanitizers; no crash is the only good result.
+"""Fuzzes the sandbox agent with libFuzzer and sanitizers: its frames, and its reader of archives.
 
 How to use it
-    make fuzz [FUZZ_S=600]            or: PYTHONPATH=tests python -m fuzz SECONDS [FILE_OF_A_CRASH …]
+    make fuzz [FUZZ_S=600]      or: PYTHONPATH=tests python -m fuzz SECONDS [agent|tar [FILE_OF_A_CRASH …]]
+
+    Four fifths of the time go to the frames. No crash is the only good result; exit code 0 says so.
 
     Needs clang with its fuzzer runtime (Debian: clang-14 libclang-rt-14-dev). What it learns it keeps in
     .setup/fuzz, so that the next run goes on from there. With files it runs these alone, as a test would.
@@ -12,10 +14,12 @@ What it does not do
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 from runtime_server.agent import frames
@@ -34,14 +38,14 @@ def compiler() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def build() -> Path:
-    """The fuzzer's program. SystemExit says what to install."""
+def build(name: str) -> Path:
+    """The program that fuzzes `name`. SystemExit says what to install."""
     clang = compiler()
     if clang is None:
         sys.exit("fuzz: no clang here; on Debian: apt-get install clang-14 libclang-rt-14-dev")
     PLACE.mkdir(parents=True, exist_ok=True)
-    program = PLACE / "fuzz_agent"
-    line = [clang, *FLAGS, *STRICT, f"-I{AGENT}", str(HERE / "fuzz_agent.c"), "-o", str(program)]
+    program = PLACE / f"fuzz_{name}"
+    line = [clang, *FLAGS, *STRICT, f"-I{AGENT}", str(HERE / f"fuzz_{name}.c"), "-o", str(program)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"fuzz: {clang} cannot build it (is its fuzzer runtime installed?):\n{done.stderr[-3000:]}")
@@ -77,18 +81,41 @@ def seeds() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def main(arguments: list[str]) -> int:
-    program = build()
-    if arguments[1:]:
-        return subprocess.run([program, *arguments[1:]], check=False).returncode
-    corpus, seeded = PLACE / "corpus", PLACE / "seeds"
+def archives() -> dict[str, bytes]:
+    found = {}
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form, bufsize=512) as archive:
+            for name, kind, link in (("d", tarfile.DIRTYPE, ""), ("d/f", tarfile.REGTYPE, ""),
+                                     ("s", tarfile.SYMTYPE, "d"), ("h", tarfile.LNKTYPE, "d/f"),
+                                     ("n" * 99 + "/" + "m" * 60, tarfile.REGTYPE, "")):  # fmt: skip
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname, info.size = kind, link, 9 if kind == tarfile.REGTYPE else 0
+                archive.addfile(info, io.BytesIO(b"z" * 9))
+        found[str(form)] = buffer.getvalue()[:8192]
+    return found
+
+
+def fuzz(name: str, seconds: int, given: dict[str, bytes]) -> int:
+    program, corpus, seeded = build(name), PLACE / f"corpus-{name}", PLACE / f"seeds-{name}"
     for directory in (corpus, seeded):
         directory.mkdir(exist_ok=True)
-    for name, data in seeds().items():
-        (seeded / name).write_bytes(data)
-    limits = [f"-max_total_time={arguments[0] if arguments else 600}", "-max_len=6000", "-timeout=20"]
-    quiet = ["-print_final_stats=1", "-rss_limit_mb=2048", f"-artifact_prefix={PLACE}/"]
-    return subprocess.run([program, *limits, *quiet, corpus, seeded], check=False).returncode
+    for title, data in given.items():
+        (seeded / title).write_bytes(data)
+    limits = [f"-max_total_time={seconds}", "-max_len=8192", "-timeout=20", "-rss_limit_mb=2048"]
+    more = ["-print_final_stats=1", f"-artifact_prefix={PLACE}/{name}-"]
+    return subprocess.run([program, *limits, *more, corpus, seeded], check=False).returncode
+
+
+def main(arguments: list[str]) -> int:
+    seconds = int(arguments[0]) if arguments else 600
+    if arguments[2:]:
+        return subprocess.run([build(arguments[1]), *arguments[2:]], check=False).returncode
+    shares = {"agent": max(seconds * 4 // 5, 1), "tar": max(seconds // 5, 1)}
+    given = {"agent": seeds(), "tar": archives()}
+    names = arguments[1:] or list(shares)
+    codes = [fuzz(name, seconds if arguments[1:] else shares[name], given[name]) for name in names]
+    return max(codes)
 
 
 if __name__ == "__main__":
