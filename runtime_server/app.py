@@ -172,7 +172,8 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     @app.post("/v1/sandboxes/{identity}/exec")
     async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
         queue.observe(time.perf_counter() - request.scope["received"])
-        return await while_connected(request, boxes.exec(identity, body), made=serialise.observe)
+        key = request.headers.get(wire.IDEMPOTENCY_HEADER, "")
+        return await while_connected(request, boxes.exec(identity, body, key), made=serialise.observe)
 
     @app.get("/health")
     async def health(request: Request) -> Response:

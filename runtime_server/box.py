@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import hashlib
 import math
 import posixpath
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ from runtime_server.wire import Code
 DELETED = "deleted"
 MAX_FILE = 256 << 20
 SHELL = "/bin/sh"
+TAGS_KEPT = 8
 
 _SAID = {
     Code.OOM: "the sandbox used up its memory and was ended; make a new one, with more memory",
@@ -77,6 +80,7 @@ class Box:
     busy: int = 0
     paused: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of those who pause, resume and copy
+    tags: deque[str] = field(default_factory=deque)
     reason: str = ""
     finished: bool = False  # its processes are killed, or being killed
 
@@ -125,22 +129,46 @@ class Box:
 
     # --- what one can do with it ---
 
-    async def exec(self, request: wire.Exec) -> wire.ExecResult:
-        """Run a command to its end. A timeout is a result; BadRequest, Gone, TooLarge are errors."""
+    async def exec(self, request: wire.Exec, key: str = "") -> wire.ExecResult:
+        """Run a command to its end. A timeout is a result; BadRequest, Gone, TooLarge are errors.
+
+        With a key its result is kept in the sandbox: a call with the same key that a restarted server gets
+        is told what became of it, and does not run it again.
+        """
         command = request.command
         argv = [SHELL, "-c", command] if isinstance(command, str) else command
         stdin = None if request.stdin is None else decoded(request.stdin, request.stdin_encoding)
         before = kills(self.container)
+        limit = self.defaults.max_output if request.max_output is None else request.max_output
+        tag = f"x-{hashlib.sha256(key.encode()).hexdigest()[:32]}" if key else ""
         async with self.in_use():
+            if tag and (kept := await self._kept(tag, limit)) is not None:
+                return result_of(kept, kills(self.container) > before)
             done = await self.agent.exec(
                 argv,
                 cwd=self.resolve(request.cwd) if request.cwd else self.workdir,
                 env=request.env,
                 stdin=stdin,
                 timeout_s=request.timeout_s or float(self.defaults.command_timeout),
-                max_output=self.defaults.max_output if request.max_output is None else request.max_output,
+                max_output=limit,
+                tag=tag,
             )
+            if tag:
+                await self._keep(tag)
         return result_of(done, kills(self.container) > before)
+
+    async def _kept(self, tag: str, limit: int) -> Finished | None:
+        """What became of a command that an earlier server had started; None when there was none."""
+        for one in self.agent.running.values():
+            if one.tag == tag and one.kind == "exec":
+                return await (await self.agent.attach(one.number, max_output=limit)).wait()
+        return None
+
+    async def _keep(self, tag: str) -> None:
+        """Its result and those of a few before it: who repeats a call repeats the last ones."""
+        self.tags.append(tag)
+        while len(self.tags) > TAGS_KEPT:
+            await self.agent.release(self.tags.popleft())
 
     async def kill(self) -> None:
         """End every process in it but the agent; files stay, running commands end with signal 9."""

@@ -292,10 +292,10 @@ class Sandboxes:
             await self.ledger.over(identity)
             await self._finish(box)
 
-    async def exec(self, identity: str, request: wire.Exec) -> wire.ExecResult:
+    async def exec(self, identity: str, request: wire.Exec, key: str = "") -> wire.ExecResult:
         box = self.usable(identity)
         started = time.perf_counter()
-        result = await box.exec(request)
+        result = await box.exec(request, key)
         took = time.perf_counter() - started
         self.metrics.executed(took, result.duration_ms / 1000)
         return result

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from serverkit import Server, state_of, traces, until
 
@@ -102,6 +105,37 @@ async def test_twice_and_with_one_that_died_meanwhile(folder: Path) -> None:
         assert alive in (kept.id, lost.id) and await _says(client, alive, "echo hi") == "hi"
     folders = state_of(server.process.pid) + _state(folder)
     assert server.stop() == 0 and traces(folders) == []
+
+
+async def test_a_command_that_was_under_way_is_not_run_again(folder: Path) -> None:
+    server = _start(folder)
+    slow = "echo run >> /runs; while [ ! -e /go ]; do sleep 0.01; done; echo done"
+    async with server.client() as client, httpx.AsyncClient(timeout=30) as raw:
+        made = await client.create()
+
+        def call(server: Server, command: str, key: str) -> Coroutine[Any, Any, httpx.Response]:
+            headers = {"X-API-Key": server.key, "Idempotency-Key": key}
+            url = f"{server.url}/v1/sandboxes/{made.id}/exec"
+            return raw.post(url, json={"command": command}, headers=headers)
+
+        assert (await call(server, "echo run >> /short; echo short", "short")).json()["stdout"][
+            "data"
+        ] == "short\n"
+        under_way = asyncio.create_task(call(server, slow, "slow"))
+        while await _says(client, made.id, "cat /runs") != "run":
+            assert not under_way.done()
+        server.stop(signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            await under_way
+        server = _start(folder)
+        again = asyncio.create_task(call(server, slow, "slow"))
+        short = await call(server, "echo run >> /short; echo short", "short")
+        assert short.json()["stdout"]["data"] == "short\n"
+        async with server.client() as later:
+            await later.write_file(made.id, "/go", b"")
+            assert (await again).json()["stdout"]["data"] == "done\n"
+            assert await _says(later, made.id, "cat /runs /short") == "run\nrun"
+    assert server.stop() == 0
 
 
 async def test_a_promised_create_is_kept(folder: Path, tmp_path: Path) -> None:
