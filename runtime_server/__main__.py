@@ -52,6 +52,7 @@ from runtime_server.engines.state import scratch, sweep
 from runtime_server.errors import SandboxError
 from runtime_server.image_store import ImageError
 from runtime_server.images import provide
+from runtime_server.listening import Bounded
 from runtime_server.publish import Publication, address, check, identity_of, new_key, shared_key
 from runtime_server.sandboxes import Sandboxes
 from runtime_server.wire import API_KEY_HEADER
@@ -308,7 +309,7 @@ def _uvicorn(app: object, verbose: bool) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # FastAPI's call is wider than uvicorn's protocol says
         loop="uvloop",
-        http="httptools",
+        http=Bounded,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -91,7 +91,9 @@ class Message(BaseModel):
 
 
 class Request(Message):
-    model_config = ConfigDict(extra="forbid")
+    """The bound of a text has it looked at: half of a surrogate pair is no text that could be answered."""
+
+    model_config = ConfigDict(extra="forbid", str_max_length=1 << 28)
 
 
 class Failure(Message):
