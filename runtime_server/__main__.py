@@ -46,6 +46,7 @@ from orchestrator.typed import Invalid
 from runtime_server.agent.build import BuildError
 from runtime_server.app import Identity, create_app, default_sandboxes, store_of
 from runtime_server.claims import claim_of, comes_back, remains
+from runtime_server.dialects.keys import KEY_MIN, NAMES, given
 from runtime_server.engines import EngineError
 from runtime_server.engines.service import find_programs
 from runtime_server.engines.state import scratch, sweep
@@ -157,7 +158,7 @@ def listen(host: str, port: int) -> socket.socket:
 async def serve(told: Settings) -> int:
     """From nothing to nothing: bind, start, announce, serve, drain, remove. Raises Refused."""
     stop = _Stop()
-    key = await asyncio.to_thread(shared_key, told.run) if told.run and told.server else new_key()
+    key = await asyncio.to_thread(_key_of, told)
     with listen(told.config.host, told.config.port) as bound, contextlib.ExitStack() as stack:
         sandboxes = await _started(told, stop)
         if sandboxes is None:
@@ -181,6 +182,19 @@ async def serve(told: Settings) -> int:
         finally:
             await sandboxes.stop()
     return Exit.OK
+
+
+def _key_of(told: Settings) -> str:
+    """That of the run's servers; of one that stands alone what the environment says, else a new one."""
+    if told.run:
+        return shared_key(told.run) if told.server else new_key()
+    key = given() or new_key()
+    if len(key) < KEY_MIN:
+        names = " or ".join(NAMES)
+        raise Refused(
+            f"the key in {names} is shorter than {KEY_MIN} characters: take a longer one", Exit.USAGE
+        )
+    return key
 
 
 async def _started(told: Settings, stop: _Stop) -> Sandboxes | None:

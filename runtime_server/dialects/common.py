@@ -21,6 +21,9 @@ from starlette.responses import Response
 from runtime_server.dialects.records import infra
 from runtime_server.errors import SandboxError
 
+SMALL = 4 << 10
+LARGE_KEPT = 4 << 20  # bytes of large results that are kept to be said again, for each sandbox
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
@@ -88,11 +91,19 @@ class _Entry(Generic[T]):
     delivered: bool = False
     over: float = field(default=0.0)
 
+    @property
+    def size(self) -> int:
+        """Bytes of a result that is large; 0 for one that does not matter."""
+        if not self.task.done() or self.task.cancelled() or self.task.exception() is not None:
+            return 0
+        size = _size(self.task.result())
+        return size if size > SMALL else 0
+
 
 class Once(Generic[T]):
     """Does what has a key once, however often it is asked: joins what runs, replays what is over.
 
-    Nobody's leaving ends the work. `kept` entries, the oldest go first; `seconds` a result is replayed.
+    Nobody's leaving ends the work. Of results the last `kept` stay, for `seconds`, and of large ones fewer.
     With `lost_only` a result is replayed only if nobody got it.
     """
 
@@ -121,8 +132,12 @@ class Once(Generic[T]):
         return self.lost_only and entry.delivered
 
     def _trim(self) -> None:
-        for key in [*self._entries][: max(0, len(self._entries) - self.kept)]:
-            if self._entries[key].task.done():
+        """From the newest to the oldest; what runs stays whatever there is."""
+        left = LARGE_KEPT
+        for number, key in enumerate([*reversed(self._entries)]):
+            entry = self._entries[key]
+            left -= (size := entry.size)
+            if entry.task.done() and (number >= self.kept or self._stale(entry) or (size and left < 0)):
                 del self._entries[key]
 
     async def _wait(self, entry: _Entry[T], request: Request | None) -> T | None:
@@ -137,6 +152,15 @@ class Once(Generic[T]):
             return entry.task.result()
         finally:
             leaving.cancel()
+
+
+def _size(value: Any) -> int:
+    """Of the texts in it."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
 
 
 async def _call(work: Callable[[], Awaitable[T]]) -> T:

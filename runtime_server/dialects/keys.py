@@ -13,7 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.contract import publish_bytes
 
 SESSION_HEADER = "X-Session-API-Key"
 
@@ -22,11 +27,31 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
+KEY_MIN = 16
+NAMES = ("SANDBOX_API_KEY", "ALLHANDS_API_KEY", "OPENHANDS_API_KEY")
+"""Under which clients look for the server's own key, so a server that stands alone takes it from there."""
+
+
+def given(environ: Mapping[str, str] = os.environ) -> str:
+    """The server's key as its user has set it, "" for none."""
+    return next((environ[name].strip() for name in NAMES if environ.get(name, "").strip()), "")
+
+
+def _secret(kept: Path | None) -> bytes:
+    if kept is not None and kept.exists() and len(found := kept.read_bytes()) == 32:
+        return found
+    made = secrets.token_bytes(32)
+    if kept is not None:
+        publish_bytes(kept, made, 0o600)
+    return made
+
+
 class Keys:
     """Makes keys and knows whom they open. A runtime that is forgotten has none."""
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        self._secret = secret or secrets.token_bytes(32)
+    def __init__(self, kept: Path | None = None) -> None:
+        """`kept`: a private file, in which a later server finds what keys are made from."""
+        self._secret = _secret(kept)
         self._digests: dict[str, bytes] = {}
         self._owners: dict[bytes, str] = {}
 

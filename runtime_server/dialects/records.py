@@ -58,8 +58,8 @@ class View:
     image: str
     url: str
     key: str = ""
-    position: int = 0
-    eta_s: float = 0.0
+    queue: tuple[int, float] = (0, 0.0)
+    """Its place in the line and for about how many seconds."""
     reason: str = ""
     """Why it failed or ended: one word of `INFRA`'s, or empty."""
     problem: str = ""
@@ -100,7 +100,7 @@ def record(view: View) -> dict[str, Any]:
         "events": [],
         "pod_logs": view.problem,
         "image": view.image,
-        "queue": {"position": view.position, "eta_s": view.eta_s},
+        "queue": {"position": view.queue[0], "eta_s": view.queue[1]},
         "last_termination_reason": view.reason,
         "last_termination_exit_code": 137 if view.reason else 0,
     }

@@ -19,11 +19,13 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from runtime_server import wire
+from runtime_server.births import Birth
 from runtime_server.box import DELETED, Box
 from runtime_server.dialects.images import Aliases, full_name
 from runtime_server.dialects.keys import Keys, digest
@@ -53,9 +55,10 @@ class Runtime:
     told: Told
     image: str
     box: Box | None = None
+    birth: Birth | None = None
     failure: SandboxError | None = None
     stopped: bool = False
-    paused: bool = False
+    refused: bool = False  # paused, where the engine cannot make its processes stand still
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     touched: float = field(default_factory=time.monotonic)
     holders: int = 0
@@ -72,7 +75,7 @@ class Runtime:
             return Phase.PENDING
         if self.box.reason:
             return Phase.STOPPED if self.box.reason == DELETED else Phase.FAILED
-        return Phase.PAUSED if self.paused else Phase.READY
+        return Phase.PAUSED if self.refused or self.box.paused else Phase.READY
 
     @property
     def end(self) -> SandboxError | None:
@@ -110,22 +113,24 @@ class Runtime:
 class Runtimes:
     """See the module's docstring. Lives in the server's event loop."""
 
-    def __init__(
-        self, sandboxes: Sandboxes, aliases: Aliases | None = None, keys: Keys | None = None
-    ) -> None:
+    def __init__(self, sandboxes: Sandboxes, aliases: Aliases | None = None) -> None:
         self.sandboxes = sandboxes
         self.aliases = aliases or Aliases()
-        self.keys = keys or Keys()
         self._known: dict[str, Runtime] = {}
         self._sessions: dict[str, Runtime] = {}
-        self._work: set[asyncio.Task[None]] = set()
         self._making: dict[str, asyncio.Task[None]] = {}
-        self._adopted = False
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Once the engine has started: where a later server finds them again is beside its journal."""
+        journal = self.sandboxes.engine.journal
+        return Keys(journal.with_name("session_secret") if journal else None)
 
     # --- finding ---
 
     def get(self, identity: str) -> Runtime:
-        self._adopt()
+        if identity not in self._known:
+            self._adopt()
         try:
             found = self._known[identity]
         except KeyError:
@@ -134,15 +139,18 @@ class Runtimes:
         return found
 
     def of_session(self, session: str) -> Runtime | None:
-        self._adopt()
+        if session not in self._sessions:
+            self._adopt()
         found = self._sessions.get(session)
         if found is not None:
             found.touch()
         return found
 
     def of_key(self, key: str | None) -> Runtime | None:
-        self._adopt()
-        found = self._known.get(self.keys.owner(key))
+        if not (owner := self.keys.owner(key)):
+            self._adopt()
+            owner = self.keys.owner(key)
+        found = self._known.get(owner)
         if found is not None and found.box is not None and found.box.reason == DELETED:
             self.keys.forget(found.id)  # its sandbox was deleted through the server's own API
             return None
@@ -163,16 +171,17 @@ class Runtimes:
             image=runtime.image,
             url=url,
             key=self.keys.make(runtime.id) if phase.lives else "",
-            position=self._position(runtime),
+            queue=self._queue(runtime),
             reason=infra(end.code) if end else "",
             problem=str(end) if end else "",
         )
 
-    def _position(self, runtime: Runtime) -> int:
-        """How many of this API's runtimes wait in front of it, itself included."""
-        if runtime.phase != Phase.PENDING:
-            return 0
-        return 1 + sum(r.phase == Phase.PENDING and r.born < runtime.born for r in self._known.values())
+    def _queue(self, runtime: Runtime) -> tuple[int, float]:
+        """Its place in the line and for how long, in seconds; zeros when it does not wait."""
+        if runtime.birth is None or runtime.birth.task.done():
+            return 0, 0.0
+        found = self.sandboxes.places.queue(runtime.birth.ticket)
+        return (found.position, found.eta_s or 0.0) if found else (0, 0.0)
 
     # --- starting ---
 
@@ -182,13 +191,18 @@ class Runtimes:
         if found is not None and found.phase.lives:
             return found
         image, setup = self.aliases.resolve(start.image)
-        runtime = Runtime(f"r-{secrets.token_hex(6)}", start.session_id, told(start), full_name(image))
+        runtime = Runtime(f"r-{secrets.token_hex(4)}", start.session_id, told(start), full_name(image))
         env = {name: value for name, value in start.environment.items() if not secret(value)}
         self._remember(runtime)
-        task = asyncio.create_task(self._make(runtime, self._request(runtime, start, env), setup))
+        request = self._request(runtime, start, env)
+        here_only = start.image_pull_policy == "Never"
+        self._begin(runtime, self._make(runtime, self._conceive(runtime, request, here_only), setup))
+        return runtime
+
+    def _begin(self, runtime: Runtime, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._making[runtime.id] = task
         task.add_done_callback(lambda _: self._making.pop(runtime.id, None))
-        return runtime
 
     def _remember(self, runtime: Runtime) -> None:
         self._known[runtime.id] = self._sessions[runtime.session_id] = runtime
@@ -224,13 +238,21 @@ class Runtimes:
             memory_mb=max(16, min(round(defaults.memory * factor), memory)),
         )
 
-    async def _make(self, runtime: Runtime, request: wire.CreateSandbox, setup: list[str]) -> None:
-        creating = asyncio.ensure_future(self.sandboxes.create(request))
+    async def _conceive(self, runtime: Runtime, request: wire.CreateSandbox, here_only: bool) -> Birth:
+        """Its sandbox has its name. Promised, so that a server that comes after this one goes on with it."""
+        boxes = self.sandboxes
+        boxes.check_open()
+        if here_only and runtime.image not in await boxes.engine.images():
+            said = f"image {runtime.image!r} is not here, and image_pull_policy is Never"
+            raise NotFound(said, Code.IMAGE_MISSING)
+        birth = await boxes.conceive(request, identity=runtime.id)
+        await boxes.ledger.promised(birth)
+        return birth
+
+    async def _make(self, runtime: Runtime, conceived: Awaitable[Birth], setup: list[str]) -> None:
         try:
-            while not (await asyncio.wait({creating}, timeout=LOOK_S))[0]:
-                if runtime.abandoned:
-                    raise Gone("nobody asked for it while it waited for a place", Code.QUEUE_TIMEOUT)
-            box = self.sandboxes.get(creating.result().id)
+            runtime.birth = await conceived
+            box = await self._born(runtime, runtime.birth)
             await self._prepare(runtime, box, setup)
             runtime.box = box
         except SandboxError as error:
@@ -240,10 +262,17 @@ class Runtimes:
             runtime.failure = Gone(f"the server made a mistake: {type(error).__name__}", Code.INTERNAL)
         finally:
             runtime.settled.set()
-            if not creating.done():
-                creating.cancel()
-            elif runtime.box is None and not creating.cancelled() and creating.exception() is None:
-                await self._drop(creating.result().id)
+            if runtime.box is None:
+                await asyncio.shield(self._drop(runtime.id))
+
+    async def _born(self, runtime: Runtime, birth: Birth) -> Box:
+        """Wait for its place, for as long as anybody asks for it."""
+        while not (await asyncio.wait({birth.task}, timeout=LOOK_S))[0]:
+            if runtime.abandoned:
+                raise Gone("nobody asked for it while it waited for a place", Code.QUEUE_TIMEOUT)
+        if birth.task.cancelled():
+            raise self.sandboxes.refusal()
+        return birth.task.result()
 
     async def _prepare(self, runtime: Runtime, box: Box, setup: list[str]) -> None:
         """A home that can be written, and what the user's own build would have installed."""
@@ -270,14 +299,17 @@ class Runtimes:
 
     async def pause(self, runtime: Runtime) -> None:
         """Its key is refused until it is resumed, but not forgotten."""
-        if runtime.phase == Phase.READY:
-            runtime.paused = True
+        if runtime.phase != Phase.READY:
+            return
+        runtime.refused = True
+        with contextlib.suppress(SandboxError):  # where nothing can be frozen, it only looks so
+            await self.sandboxes.pause(runtime.id)
 
     async def resume(self, runtime: Runtime) -> None:
-        if runtime.phase == Phase.PAUSED:
-            runtime.paused = False
-            assert runtime.box is not None
-            runtime.box.used = time.monotonic()
+        """Its time to live begins anew."""
+        if runtime.phase == Phase.PAUSED and runtime.box is not None:
+            await self.sandboxes.resume(runtime.id)
+            runtime.refused, runtime.box.used = False, time.monotonic()
 
     async def stop(self, identity: str | None) -> None:
         """The key goes first. Nothing happens for one that is unknown or over."""
@@ -305,23 +337,31 @@ class Runtimes:
         return {_LABEL + name: value for name, value in facts.items()}
 
     def _adopt(self) -> None:
-        """Once: the runtimes of the sandboxes that an earlier server of this state left running."""
-        if self._adopted:
-            return
-        self._adopted = True
+        """The runtimes of the sandboxes that a killed server left to this one, those that wait included."""
         for box in self.sandboxes.live:
-            if f"{_LABEL}id" in box.labels and box.labels[f"{_LABEL}id"] not in self._known:
-                self._restore(box)
+            if box.id not in self._known and (found := self._restored(box.id, box.image, box.labels)):
+                found.box = box
+                found.settled.set()
+        for birth in self.sandboxes.births.promised:
+            labels = birth.request.labels
+            if birth.id not in self._known and (found := self._restored(birth.id, birth.image, labels)):
+                self._begin(found, self._make(found, _known(birth), []))
 
-    def _restore(self, box: Box) -> None:
-        label = {name: box.labels.get(_LABEL + name, "") for name in ("id", "session", "told", "key_sha256")}
+    def _restored(self, identity: str, image: str, labels: dict[str, str]) -> Runtime | None:
+        """From the labels of its sandbox; None when it is nobody's runtime."""
+        if labels.get(_LABEL + "id") != identity:
+            return None
         try:
-            facts = json.loads(label["told"])
+            facts = json.loads(labels[_LABEL + "told"])
             facts |= {"dialect": Dialect(facts["dialect"]), "plugins": tuple(facts["plugins"])}
-            runtime = Runtime(label["id"], label["session"], Told(**facts), box.image, box)
-            self.keys.keep(runtime.id, bytes.fromhex(label["key_sha256"]))
+            runtime = Runtime(identity, labels[_LABEL + "session"], Told(**facts), image)
+            self.keys.keep(identity, bytes.fromhex(labels[_LABEL + "key_sha256"]))
         except (ValueError, KeyError, TypeError):
-            log.warning("sandbox %s has labels of a runtime that make no sense", box.id)
-            return
-        runtime.settled.set()
-        self._known[runtime.id] = self._sessions[runtime.session_id] = runtime
+            log.warning("sandbox %s has labels of a runtime that make no sense", identity)
+            return None
+        self._known[identity] = self._sessions[runtime.session_id] = runtime
+        return runtime
+
+
+async def _known(birth: Birth) -> Birth:
+    return birth

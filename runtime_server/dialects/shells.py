@@ -15,12 +15,13 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
 
 from runtime_server.agent import Chunk, Finished, Session, SessionEnded
 from runtime_server.box import Box
 from runtime_server.dialects.terminal import Transcript, missing
+from runtime_server.errors import BadRequest
 
 COLUMNS, ROWS = 1000, 1000  # wide, so that nothing is wrapped
 ENV = {"TERM": "dumb", "PAGER": "cat", "GIT_PAGER": "cat", "PS1": "", "PS2": "", "HISTFILE": "/dev/null"}
@@ -44,10 +45,25 @@ class Shell:
         self._expected = 0  # offset of the output that comes next
 
     @classmethod
-    async def open(cls, box: Box, cwd: str, env: Mapping[str, str] | None = None) -> Self:
+    async def open(cls, box: Box, cwd: str, tag: str = "") -> Self:
         async with box.in_use():
-            session = await box.agent.open_session(cwd=cwd, env={**ENV, **(env or {})}, pty=(COLUMNS, ROWS))
+            session = await box.agent.open_session(cwd=cwd, env=ENV, pty=(COLUMNS, ROWS), tag=tag)
         return cls(box, session)
+
+    @classmethod
+    async def found(cls, box: Box, tag: str) -> Self | None:
+        """One that a killed server had opened, with what runs in it; None when there is none."""
+        known = [one for one in box.agent.running.values() if one.kind == "session" and one.tag == tag]
+        if not known or known[-1].ended:
+            return None
+        try:
+            async with box.in_use():
+                made = cls(box, await box.agent.attach_session(known[-1].number))
+        except BadRequest:  # another part of this server has it already, or it has ended meanwhile
+            return None
+        if made.session.running is not None:
+            made._follow(made.session.rest(None, made._on_output))
+        return made
 
     @property
     def running(self) -> bool:
@@ -57,7 +73,10 @@ class Shell:
         """Start a command; `seen` begins anew."""
         assert not self.running, "one command at a time"
         self.seen, self.changed, self._expected = Transcript(), time.monotonic(), 0
-        self.task = asyncio.create_task(self._run(text))
+        self._follow(self._run(text))
+
+    def _follow(self, work: Coroutine[Any, Any, Finished]) -> None:
+        self.task = asyncio.create_task(work)
         self.task.add_done_callback(self._over)
 
     async def _run(self, text: str) -> Finished:

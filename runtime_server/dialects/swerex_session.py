@@ -11,6 +11,7 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
@@ -106,7 +107,7 @@ class Sessions:
     async def create(self, body: Create) -> dict[str, Any]:
         if body.session in self._shells:
             raise Raised.swerex("SessionExistsError", f"session {body.session} already exists")
-        shell = await Shell.open(self.inside.box, self.inside.box.workdir)
+        shell = await Shell.open(self.inside.box, self.inside.box.workdir, _tag(body.session))
         if body.session in self._shells:  # another request was faster
             await shell.close()
             raise Raised.swerex("SessionExistsError", f"session {body.session} already exists")
@@ -122,14 +123,14 @@ class Sessions:
         return {"output": output, "session_type": "bash"}
 
     async def run(self, action: Run | Interrupt) -> dict[str, Any]:
-        shell = self._shell(action.session)
+        shell = await self._shell(action.session)
         if isinstance(action, Interrupt):
             return await _interrupt(shell, action)
         async with self._locks.setdefault(action.session, asyncio.Lock()):
             return await self._run(shell, action)
 
     async def close(self, body: Close) -> dict[str, Any]:
-        shell = self._shell(body.session)
+        shell = await self._shell(body.session)
         del self._shells[body.session]
         await shell.close()
         return {"session_type": "bash"}
@@ -141,7 +142,9 @@ class Sessions:
             await shell.close()
         return {}
 
-    def _shell(self, name: str) -> Shell:
+    async def _shell(self, name: str) -> Shell:
+        if name not in self._shells and (found := await Shell.found(self.inside.box, _tag(name))):
+            self._shells.setdefault(name, found)
         if name not in self._shells:
             raise Raised.swerex("SessionDoesNotExistError", f"session {name!r} does not exist")
         return self._shells[name]
@@ -179,6 +182,11 @@ class Sessions:
             f"---- Stderr ----\n{err}\n---- Stdout ----\n{out}"
         )
         raise Raised.swerex("BashIncorrectSyntaxError", message, {"bash_stdout": out, "bash_stderr": err})
+
+
+def _tag(session: str) -> str:
+    """By which a server that is started again knows the shell."""
+    return f"swerex-{hashlib.sha256(session.encode()).hexdigest()[:32]}"
 
 
 async def _outcome(shell: Shell) -> Finished:

@@ -14,10 +14,9 @@ import asyncio
 import json
 from typing import Any
 
-from runtime_server.agent import Process
+from runtime_server.agent import AgentLost, Process
 from runtime_server.dialects.inside import Inside
 from runtime_server.dialects.terminal import shown
-from runtime_server.errors import SandboxError
 
 SENT_MAX = 1 << 20
 WINDOW = 4 << 20
@@ -136,7 +135,7 @@ class Interpreter:
                 *lines, rest = (rest + chunk.data).split(b"\n")
                 for line in lines:
                     _put(answers, line)
-        except SandboxError:
+        except AgentLost:  # whoever asks next is told
             pass
         finally:
             answers.put_nowait(None)

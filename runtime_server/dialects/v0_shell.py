@@ -26,6 +26,7 @@ from runtime_server.dialects.v0_split import commands
 
 SENT_MAX = 1 << 20
 STATIC_S = 120.0
+TAG = "openhands"  # of the shell, by which a server that is started again knows it
 _HINT = (
     "You may wait longer to see additional output by sending empty command '', "
     "send other commands to interact with the current process, "
@@ -122,8 +123,11 @@ class Bash:
 
     async def _open(self) -> Shell:
         """The shell, or a new one where the last one ended."""
+        box = self.inside.box
+        if self._shell is None and (found := await Shell.found(box, TAG)) is not None:
+            self._shell, self._pending = found, found.running
         if self._shell is None or self._shell.ended is not None:
-            self._shell = shell = await Shell.open(self.inside.box, self.told.workdir)
+            self._shell = shell = await Shell.open(box, self.told.workdir, TAG)
             await shell.run(_INIT.format(_quoted(self.told.workdir)), 30)
             await shell.run(_WHO, 10)
             self._user, self._host = [*shown(shell.seen.data).strip().split("\n"), "", ""][:2]

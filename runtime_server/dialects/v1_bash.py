@@ -16,7 +16,6 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -29,12 +28,13 @@ from runtime_server.dialects.records import infra
 from runtime_server.dialects.terminal import missing
 from runtime_server.errors import SandboxError
 
-COMMANDS_KEPT = 1000
+COMMANDS_KEPT = 200
 CHUNK = 64 << 10
 PUBLISH_S = 0.1
 DRAIN_S = 0.2
 TERM_S = 1.0
 WINDOW = 8 << 20  # how far the reading of output may lag behind before some is lost
+OUTPUT_KEPT = 16 << 20  # of all commands of a sandbox that are over
 OUTPUT_MAX = 64 << 20  # of one command; what comes after is read and dropped
 
 
@@ -55,7 +55,6 @@ class Running:
     """One command and what it wrote so far."""
 
     ask: Ask
-    publish: Callable[[dict[str, Any]], None]
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     timestamp: str = field(default_factory=lambda: _now())
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -120,7 +119,6 @@ class Running:
             "stderr": err or None,
         }
         self.events.append(event)
-        self.publish(event)
         self.changed.set()
 
 
@@ -136,13 +134,19 @@ class Bash:
         self.commands: OrderedDict[str, Running] = OrderedDict()
 
     def start(self, ask: Ask) -> Running:
-        made = Running(ask, lambda _: None)
+        made = Running(ask)
         self.commands[made.id] = made
-        for old in [*self.commands][: max(0, len(self.commands) - COMMANDS_KEPT)]:
-            if self.commands[old].over:
-                del self.commands[old]
+        self._forget()
         made.task = asyncio.create_task(self._run(made))
         return made
+
+    def _forget(self) -> None:
+        """Commands that are over, the oldest first, when there are too many or they said too much."""
+        left = OUTPUT_KEPT
+        for number, (identity, made) in enumerate([*reversed(self.commands.items())]):
+            left -= made.size
+            if made.over and (number >= COMMANDS_KEPT or left < 0):
+                del self.commands[identity]
 
     async def _run(self, made: Running) -> None:
         try:
@@ -164,6 +168,7 @@ class Bash:
             max_output=WINDOW,
         )
         reading = asyncio.create_task(self._read(made, process))
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         late = False
         try:
             ended = asyncio.create_task(process.wait())

@@ -330,14 +330,23 @@ async def test_a_client_that_leaves_ends_nothing(ours: RemoteRuntime) -> None:
         assert time.monotonic() < deadline
 
 
-async def test_a_sandbox_that_died_says_so(client: Client) -> None:
-    made = await client.create(CreateSandbox(session_key=True))
+async def test_a_sandbox_that_ended_says_so(client: Client) -> None:
+    made = await client.create(CreateSandbox(session_key=True, ttl_s=1))
     rex = RemoteRuntime(host=made.swerex_url, auth_token=made.session_key)
-    await client.delete(made.id)
-    assert not (await rex.is_alive(timeout=5)).is_alive
+    deadline = time.monotonic() + 20
+    while await rex.is_alive(timeout=5):
+        assert time.monotonic() < deadline
     with pytest.raises(SwerexException) as failed:
         await rex.execute(Command(command="true"))
-    assert failed.value.extra_info["infra"]  # type: ignore[attr-defined]
+    assert failed.value.extra_info["infra"] == "evicted"  # type: ignore[attr-defined]
+
+
+async def test_a_key_is_void_once_its_sandbox_is_deleted(client: Client) -> None:
+    made = await client.create(CreateSandbox(session_key=True))
+    rex = RemoteRuntime(host=made.swerex_url, auth_token=made.session_key)
+    assert await rex.is_alive(timeout=5)
+    await client.delete(made.id)
+    assert not await rex.is_alive(timeout=5)
 
 
 async def test_a_zip_with_a_name_that_leads_out_is_refused(ours: RemoteRuntime, tmp_path: Path) -> None:
