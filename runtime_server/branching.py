@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -109,10 +110,14 @@ class Branching:
     async def prefetch(self, told: Prefetch) -> Prefetched:
         """Fetch what is not here in the background, and have containers ready for all of them."""
         self.boxes.check_open()
-        fetching = {name: self._fetch(name) for name in told.images}
+        default = self.boxes.config.sandbox.image  # what a create without an image gets
+        wanted: Counter[str] = Counter()
+        for name, count in told.images.items():
+            wanted[name or default] += count
+        fetching = {name: self._fetch(name) for name in wanted}
         if fetching:
             await asyncio.wait(fetching.values(), timeout=SEEN_S)
-        self.boxes.pool.want(told.images)
+        self.boxes.pool.want(wanted)
         return Prefetched(
             images={name: _state(task) for name, task in fetching.items()},
             warm=len(self.boxes.pool.ready),

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from runtime_server.wire import Message, Request, Sandbox
+from runtime_server.wire_base import Environment
 
 FORK_MAX = 1024
 
@@ -48,7 +49,7 @@ class Fork(Request):
     max_lifetime_s: Annotated[float, Field(gt=0)] | None = None
     labels: dict[str, str] | None = None
     """Default: those of the source."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     queue_timeout_s: Annotated[float, Field(ge=0)] | None = None
 
 
@@ -61,7 +62,7 @@ class Prefetch(Request):
     """`POST /v1/prefetch`: what is wanted next. It takes the place of what was wanted before."""
 
     images: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(max_length=10_000)]
-    """How many sandboxes of each image will be asked for; 0 only fetches the image."""
+    """How many sandboxes of each image will be asked for; 0 only fetches it. "" is the default image."""
 
 
 class Prefetched(Message):

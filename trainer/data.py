@@ -118,6 +118,14 @@ class Sampler:
                 self.epoch, self.position = self.epoch + 1, 0
         return taken
 
+    def peek(self, count: int) -> list[int]:
+        """What `take` would give."""
+        state = self.state_dict()
+        try:
+            return self.take(count)
+        finally:
+            self.load_state_dict(state)
+
     def state_dict(self) -> Cursor:
         return {"epoch": self.epoch, "position": self.position, "size": self.size, "seed": self.seed}
 

@@ -20,6 +20,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 
 from trainer.agent import Agent, Format, Limits
 from trainer.engines import Engine
-from trainer.environments import Environment, Verdict, Workspace
+from trainer.environments import Environment, Prefetching, Verdict, Workspace
 from trainer.episode import Episode, Status
 from trainer.errors import Broken, Lost, Overdue
 from trainer.tasks import Task
@@ -87,6 +88,12 @@ class Rollouts:
     async def disturbed(self) -> bool:
         """Whether what makes the workspaces broke off since `collect` began, or does not answer now."""
         return self._life is None or await self._environment.life() != self._life
+
+    async def prefetch(self, tasks: Sequence[Task]) -> None:
+        """Say what `collect` will need next, to an environment that can make use of it. Never fails."""
+        if isinstance(self._environment, Prefetching):
+            images = Counter(task.image for task in tasks for _ in range(self._plan.rollouts_per_prompt))
+            await self._environment.prefetch(images, self._plan.max_parallel)
 
     async def collect(self, tasks: Sequence[Task], step: int, known: Sequence[Episode] = ()) -> list[Episode]:
         """One episode per task and repetition, in order; `Episode.group` is the task's place in `tasks`.

@@ -83,6 +83,7 @@ async def train(job: Training) -> str:
         tasks = [job.tasks[i] for i in job.sampler.take(config.rollout.prompts_per_step)]
         with clock("rollout"), saved_on_failure(job, before):
             episodes, lost = await job.interrupt.during(collect(job, tasks))
+            await prefetch(job)
         row: Row = {"step": job.step, "lost_tries": lost, **NO_UPDATE, **summary(episodes)}
 
         # log-probabilities and values before the update → advantages
@@ -142,6 +143,13 @@ async def collect(job: Training, tasks: Sequence[Task]) -> tuple[list[Episode], 
         f"step {job.step} lost most of its episodes {LOST_TRIES} times although the runtime answers, "
         f"last with: {errors[0]}. See the runtime's log"
     )
+
+
+async def prefetch(job: Training) -> None:
+    """While this step's update is made, the sandboxes of the next one get ready."""
+    if job.step + 1 < job.steps:
+        coming = job.sampler.peek(job.config.rollout.prompts_per_step)
+        await job.rollouts.prefetch([job.tasks[i] for i in coming])
 
 
 @contextmanager

@@ -18,9 +18,10 @@ What it does not do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from trainer.errors import Refused
 from trainer.tasks import Task
@@ -60,6 +61,14 @@ class Workspace(Protocol):
 
     async def verify(self) -> Verdict:
         """Bring the hidden test in and run it. After this the workspace is of no further use."""
+
+
+@runtime_checkable
+class Prefetching(Protocol):
+    """An environment that can get ready for what comes next."""
+
+    async def prefetch(self, images: Mapping[str, int], most: int) -> None:
+        """So many workspaces of each image will be opened, `most` at once. Best effort, and quick."""
 
 
 class Environment(Protocol):

@@ -22,9 +22,9 @@ import os
 import posixpath
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from orchestrator.contract import Env
 from runtime_server.errors import SandboxError
@@ -57,6 +57,14 @@ class Service(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Fetching(Protocol):
+    """A service that can be told what is wanted next."""
+
+    async def prefetch(self, images: Mapping[str, int]) -> object: ...
+
+
+PREFETCH_S = 5.0
 GRACE_S = 30.0
 """How long an answer may be later than the command's own time limit."""
 SETUP_TIMEOUT_S = 300.0
@@ -228,6 +236,18 @@ class SandboxEnvironment:
                 if time.monotonic() >= deadline:
                     raise Lost(f"no runtime server answered within {timeout_s:g} s: {error}") from error
             await asyncio.sleep(0.5)
+
+    async def prefetch(self, images: Mapping[str, int], most: int) -> None:
+        """See `Prefetching`. What goes wrong is no matter: the sandboxes only come slower."""
+        wanted = dict(images)
+        while sum(wanted.values()) > most:  # the images stay wanted, if not all of their sandboxes
+            fullest = max(wanted, key=lambda name: wanted[name])
+            wanted[fullest] -= 1
+        with suppress(EnvironmentFailure, SandboxError, OSError, TimeoutError):
+            client = self._connected()
+            if isinstance(client, Fetching):
+                async with asyncio.timeout(PREFETCH_S):
+                    await client.prefetch(wanted)
 
     async def life(self) -> object:
         """The present server's address and key, which a new life never shares with an old one."""
