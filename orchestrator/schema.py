@@ -120,8 +120,7 @@ class Runtime(Job):
     queue_timeout: Seconds = 600
     """How long a create may wait in the queue."""
     start_hold: Seconds = 8
-    """How long `/start` of OpenHands clients may wait for a sandbox before it answers `pending`; less than
-    the clients' own `remote_runtime_api_timeout`, which is 10 s where nobody changed it."""
+    """How long `/start` waits before it says `pending`; less than OpenHands' `remote_runtime_api_timeout`."""
     max_lifetime: Annotated[int, Read(parse_seconds), Limits(ge=0)] = 0
     """When a sandbox ends however busy it is, unless its create says otherwise; 0 is never."""
     warm: Annotated[int, Limits(ge=0)] = 0

@@ -5,11 +5,13 @@ The ordinary suite skips this folder: the clients need Python 3.12 and packages 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,9 +68,14 @@ class Server:
             found = json.load(got)["sandboxes"]
         return str(next(one["id"] for one in found if one["labels"].get("dialect.id") == runtime))
 
-    def delete(self, sandbox: str) -> None:
-        headers = {"X-API-Key": self.key}
-        urlopen(Request(f"{self.url}/v1/sandboxes/{sandbox}", method="DELETE", headers=headers)).close()
+    def expire(self, sandbox: str) -> None:
+        """Its time to live ends now; returns when it is over."""
+        headers = {"X-API-Key": self.key, "Content-Type": "application/json"}
+        url, body = f"{self.url}/v1/sandboxes/{sandbox}", b'{"ttl_s": 0.01}'
+        urlopen(Request(f"{url}/renew", body, headers, method="POST")).close()
+        deadline = time.monotonic() + 20
+        while b'"dead"' not in urlopen(Request(url, headers=headers)).read():
+            assert time.monotonic() < deadline
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +98,7 @@ class Proxy(ThreadingHTTPServer):
         self.lose: list[str] = []  # of paths that end so: the answer of one request is lost
         self.answers: dict[str, int] = {}  # paths that end so are answered with this status
         self.say: dict[bytes, bytes] = {}  # replaced in answers
+        self.slow: dict[str, float] = {}  # answers to paths that end so come so many seconds late
 
     def paths(self) -> list[str]:
         return [path for _, path, _ in self.seen]
@@ -109,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, b'{"detail": "made up"}', "application/json")
             return
         got = self._forward(body)
+        time.sleep(next((late for end, late in self.server.slow.items() if path.endswith(end)), 0))
         if (lost := next((end for end in self.server.lose if path.endswith(end)), None)) is not None:
             self.server.lose.remove(lost)
             self.close_connection = True
@@ -136,8 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(OSError):  # the client has left
+            self.end_headers()
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None: ...
 

@@ -22,6 +22,7 @@ import stubs
 
 stubs.install()
 
+import httpx  # noqa: E402
 import tenacity  # noqa: E402
 from openhands.core import config as configs  # type: ignore[import-not-found]  # noqa: E402
 from openhands.core import exceptions  # type: ignore[import-not-found]  # noqa: E402
@@ -145,6 +146,18 @@ def test_a_start_that_fails_is_stopped_with_null_and_its_error_is_told(make: Mak
     make(proxy.url)
 
 
+def test_a_start_slower_than_the_client_is_found_again_by_its_session(make: Make, proxy: Proxy) -> None:
+    sid, proxy.slow = f"sid-{uuid.uuid4()}", {"/start": 4.0}
+    with pytest.raises((exceptions.AgentRuntimeError, httpx.HTTPError, OSError)):
+        make(proxy.url, sid=sid, remote_runtime_api_timeout=2)
+    stops = [body for _, path, body in proxy.seen if path == "/stop"]
+    assert all(b"null" in body for body in stops)
+    proxy.slow = {}
+    again = make(proxy.url, sid=sid)
+    assert run(again, "echo there").content == "there"
+    assert proxy.paths().count("/start") == 1
+
+
 def test_an_image_that_is_missing(make: Make) -> None:
     with pytest.raises(Exception, match=r"(?i)unavailable|failed|runtime"):
         make(runtime_container_image="localhost/none:1")
@@ -191,7 +204,7 @@ def test_too_many_requests_would_end_in_a_retry_error(make: Make, proxy: Proxy) 
 
 def test_a_sandbox_that_died_is_a_disconnect(make: Make, server: Server) -> None:
     runtime = make()
-    server.delete(server.sandbox_of(runtime.runtime_id))
+    server.expire(server.sandbox_of(runtime.runtime_id))
     with pytest.raises(exceptions.AgentRuntimeDisconnectedError):
         run(runtime, "true")
 

@@ -121,7 +121,7 @@ def test_an_image_that_is_missing_is_told(make: Make) -> None:
 
 def test_a_sandbox_that_ended_is_no_success(make: Make, server: Server) -> None:
     workspace = make()
-    server.delete(server.sandbox_of(workspace._runtime_id))
+    server.expire(server.sandbox_of(workspace._runtime_id))
     found = workspace.execute_command("true", timeout=5)
     assert found.exit_code == -1 and "Remote execution error" in found.stderr
     workspace._runtime_id = None
