@@ -20,6 +20,7 @@ from runtime_server.wire_base import (
     KEY_MAX,
     RUN_LABEL,
     Code,
+    Environment,
     Failed,
     Failure,
     Message,
@@ -123,6 +124,17 @@ class Limits(Request):
     cpus: Annotated[float, Field(gt=0)] | None = None
     memory_mb: Annotated[int, Field(ge=16)] | None = None
     pids: Annotated[int, Field(ge=8)] | None = None
+    disk_mb: Annotated[int, Field(ge=16)] | None = None
+
+
+class Network(Request):
+    """What a sandbox may reach: nothing, or some hosts through the server's proxy (HTTP and CONNECT)."""
+
+    mode: Literal["none", "allowlist"] = "none"
+    allow: Annotated[list[Annotated[str, Field(max_length=260)]], Field(max_length=200)] = Field(
+        default_factory=list
+    )
+    """`pypi.org`, `*.pythonhosted.org`, `example.org:8080`; without a port 80 and 443."""
 
 
 class Capabilities(Message):
@@ -147,10 +159,11 @@ class CreateSandbox(Request):
     """`POST /v1/sandboxes`. Waits in the queue when the server is full."""
 
     image: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     workdir: Annotated[str, Field(pattern=r"^/[^\x00]*$", max_length=4000)] | None = None
     """Made when it is missing; default: the image's own."""
     limits: Limits = Field(default_factory=Limits)
+    network: Network = Field(default_factory=Network)
     ttl_s: Annotated[float, Field(gt=0)] | None = None
     max_lifetime_s: Annotated[float, Field(gt=0)] | None = None
     """It ends then, however busy it is; default: never."""

@@ -7,7 +7,7 @@ What it does not do
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,7 +93,13 @@ class Message(BaseModel):
 class Request(Message):
     """The bound of a text has it looked at: half of a surrogate pair is no text that could be answered."""
 
-    model_config = ConfigDict(extra="forbid", str_max_length=1 << 28)
+    model_config = ConfigDict(extra="forbid", str_max_length=1 << 28, allow_inf_nan=False)
+
+
+Environment = dict[
+    Annotated[str, Field(pattern=r"^[^=\x00]+$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]
+]
+"""Names and values as a process can have them."""
 
 
 class Failure(Message):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from runtime_server.wire_base import Message, Request
+from runtime_server.wire_base import Environment, Message, Request
 
 
 class Exec(Request):
@@ -15,7 +15,7 @@ class Exec(Request):
 
     command: str | list[str]
     cwd: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     stdin: str | None = None
     stdin_encoding: Literal["utf-8", "base64"] = "utf-8"
     timeout_s: Annotated[float, Field(gt=0, le=86400)] | None = None

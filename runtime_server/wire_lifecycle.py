@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from runtime_server.wire import Message, Request, Sandbox
+from runtime_server.wire_base import Environment
 
 FORK_MAX = 1024
 
@@ -48,7 +49,7 @@ class Fork(Request):
     max_lifetime_s: Annotated[float, Field(gt=0)] | None = None
     labels: dict[str, str] | None = None
     """Default: those of the source."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     queue_timeout_s: Annotated[float, Field(ge=0)] | None = None
 
 

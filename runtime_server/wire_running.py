@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from runtime_server.wire_base import Failure, Message, Request
+from runtime_server.wire_base import Environment, Failure, Message, Request
 from runtime_server.wire_commands import ExecResult
 
 StreamName = Literal["stdout", "stderr"]
@@ -53,7 +53,7 @@ class StartProcess(Request):
 
     command: str | Annotated[list[str], Field(min_length=1)]
     cwd: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     stdin: bool = False  # keep its input open for POST …/stdin; otherwise it reads nothing
     pty: Terminal | None = None  # run it on a terminal, stdin included; stderr is then part of stdout
     timeout_s: Seconds | None = None  # default: none
@@ -102,7 +102,7 @@ class OpenSession(Request):
 
     name: SessionName | None = None  # default: one that is free
     cwd: str | None = None
-    env: dict[str, str] = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
     shell: Annotated[str, Field(min_length=1, max_length=4000)] | None = None  # default: bash, else sh
     pty: Terminal | None = None
 
