@@ -163,7 +163,7 @@ async def test_url_paths(field: Field) -> str:
     said = set()
     for path in paths:
         answer = await _raw(field, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        assert identity.encode() not in answer, path
+        assert b'"created_at"' not in answer and b'"sandboxes"' not in answer, path
         said.add(_status(answer))
     assert said <= {"400", "401", "403", "404", "405", "200", "hung up"}, said
     return f"no list of sandboxes was given: {' '.join(sorted(said))}"
@@ -210,5 +210,6 @@ async def test_json(field: Field) -> str:
                 "/v1/sandboxes", content=body, headers={"Content-Type": "application/json"}
             )
             codes[body[:40]] = answer.status_code
-    assert all(400 <= code < 500 for code in codes.values()), codes
+    wrong = {body: code for body, code in codes.items() if not 400 <= code < 500}
+    assert not wrong, wrong
     return " ".join(sorted({str(code) for code in codes.values()}))
