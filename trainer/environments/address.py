@@ -3,7 +3,8 @@
 What it is
     `find_server` reads the environment variables first (a server that was given on the command line),
     then the run directory, where the runtime job publishes address and key. It is cheap and is asked
-    before every sandbox, because a server that was requeued comes back at another address.
+    before every sandbox, because a server that was requeued comes back at another address. A run with
+    several servers is one address for all of them: its directory.
 
 What it does not do
     It does not ask the server anything, and it never prints the key.
@@ -22,10 +23,12 @@ from trainer.errors import Lost, Refused
 
 @dataclass(frozen=True)
 class Address:
-    """A server and its key; the key is left out of the representation."""
+    """A server and its key, or the directory of a run with several servers, whose addresses and key are read
+    from there again and again. The key is left out of the representation."""
 
     url: str
     key: str = field(repr=False)
+    fleet: Path | None = None
 
 
 def find_server(run: RunDirectory | None, environ: Mapping[str, str] | None = None) -> Address:
@@ -48,6 +51,8 @@ def _published(run: RunDirectory, key: str) -> Address:
     url, key = run.read_text(run.runtime_url), key or run.read_text(run.runtime_api_key)
     if flag is None or not key or flag.url != url:
         raise Lost("no runtime server is ready: it is starting, or coming back at another address")
+    if any(record.attempt >= flag.attempt for record in run.read_servers()):
+        return Address(f"the servers of {run.run_id}", "", run.root)
     return Address(url, key)
 
 

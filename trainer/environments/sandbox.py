@@ -26,16 +26,15 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from orchestrator.contract import Env
+from orchestrator.contract import Env, RunDirectory
 from runtime_server.errors import SandboxError
-from runtime_server.wire import Code, CreateSandbox, Exec, ExecResult, Sandbox
+from runtime_server.wire import RUN_LABEL, Code, CreateSandbox, Exec, ExecResult, Sandbox
 from trainer.environments import CommandResult, Timings, Verdict, Workspace
 from trainer.environments.address import Address, find_server
 from trainer.errors import Broken, EnvironmentFailure, Lost, Refused
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
-    from orchestrator.contract import RunDirectory
     from orchestrator.schema import Config
 
 
@@ -55,6 +54,13 @@ class Service(Protocol):
     async def capabilities(self) -> object: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Several(Service, Protocol):
+    """A service behind which servers come and go (`runtime_server.fleet.Fleet`)."""
+
+    async def life(self) -> object: ...
 
 
 @runtime_checkable
@@ -187,7 +193,9 @@ class SandboxEnvironment:
         ttl_s: float = 3600.0,
         queue_timeout_s: float = 600.0,
         moving_s: float = 0.0,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
+        self._labels = dict(labels or {})
         self._find, self._connect, self._moving_s = find, connect, moving_s
         self._refused_since: float | None = None
         self._ttl_s, self._queue_timeout_s = ttl_s, queue_timeout_s
@@ -200,7 +208,8 @@ class SandboxEnvironment:
         ttl_s = max(config.runtime.sandbox.ttl, 2 * config.rollout.turn_timeout)
         moves = run is not None and not os.environ.get(Env.RUNTIME_URL)
         queue_timeout, moving_s = config.runtime.queue_timeout, MOVING_S if moves else 0.0
-        return cls(lambda: find_server(run), connect, ttl_s, queue_timeout, moving_s)
+        labels = {RUN_LABEL: run.run_id} if run is not None else {}  # a server may serve several runs
+        return cls(lambda: find_server(run), connect, ttl_s, queue_timeout, moving_s, labels)
 
     @asynccontextmanager
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
@@ -210,7 +219,7 @@ class SandboxEnvironment:
             image=task.image or None,
             workdir=task.workdir or None,
             ttl_s=self._ttl_s,
-            labels={"task": task.id[:60]},
+            labels=self._labels | {"task": task.id[:60]},
             queue_timeout_s=self._queue_timeout_s,
         )
         with self._moving(), blame("create", policy=False):
@@ -250,10 +259,13 @@ class SandboxEnvironment:
                     await client.prefetch(wanted)
 
     async def life(self) -> object:
-        """The present server's address and key, which a new life never shares with an old one."""
+        """The present server's address and key, which a new life never shares with an old one; of several
+        servers, which ones they are."""
         try:
-            address = self._find()
-            await self._greet(self._connected())
+            address, client = self._find(), self._connected()
+            if isinstance(client, Several):
+                return await client.life()
+            await self._greet(client)
         except (EnvironmentFailure, OSError):
             return None
         return address
@@ -315,9 +327,12 @@ class SandboxEnvironment:
 
 
 def connect(address: Address) -> Service:
-    """The HTTP client of a server."""
+    """The HTTP client of a server, or of all servers of a run."""
     from runtime_server.client import Client
+    from runtime_server.fleet import Fleet
 
+    if address.fleet is not None:
+        return Fleet.of(RunDirectory(address.fleet))
     return Client(address.url, address.key)
 
 
