@@ -84,7 +84,8 @@ class Ledger:
         """Labels may be changed by whoever has the box: seen here at the latest."""
         if self._journal is not None:
             for box in self.boxes.live:
-                await self.changed(box)
+                if (said := self._said.get(box.id)) is None or said["box"]["labels"] != box.labels:
+                    await self.changed(box)
 
     def close(self) -> None:
         journal, self._journal = self._journal, None

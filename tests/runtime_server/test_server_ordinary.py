@@ -165,17 +165,60 @@ async def test_delete_leaves_nothing(client: Client, server: Server, user: Ordin
     folders = state_of(server.process.pid)
     assert _layers(folders) and set(user.processes()) != before
     await client.delete(made.id)
-    await until(lambda: set(user.processes()) <= before and not _io(folders, made.id))
+    await until(lambda: set(user.processes()) <= before and not _layers(folders) and not _io(folders))
     mounts = Path(f"/proc/{server.process.pid}/mountinfo").read_text()
     assert not any(folder.name in mounts for folder in folders)
 
 
 def _layers(folders: list[Path]) -> list[Path]:
-    return [path for folder in folders for path in folder.glob("g/overlay/*/diff")]
+    return [path for folder in folders for path in [*folder.glob("g/overlay/*/diff"), *folder.glob("l/*")]]
 
 
-def _io(folders: list[Path], identity: str) -> list[Path]:
-    return [path for folder in folders for path in folder.glob(f"io/{identity}")]
+def _io(folders: list[Path]) -> list[Path]:
+    return [path for folder in folders for path in folder.glob("io/*")]
+
+
+async def test_forks_and_pauses(client: Client, server: Server) -> None:
+    image = (await client.capabilities()).default_image
+    await client.prefetch({image: 2})
+    while (await client.capacity()).warm_total < 2:
+        assert server.process.poll() is None
+    source = await client.create(CreateSandbox(workdir="/w"))
+    prepare = (
+        "echo one > a; chown 5:6 a; rm -r /usr/games; (i=0; while :; do i=$((i+1)); echo $i > /n; done) &"
+    )
+    await client.exec(source.id, Exec(command=prepare))
+    await client.pause(source.id)
+    forked = (await client.fork(source.id, 2)).sandboxes
+    await client.resume(source.id)
+    for box in forked:
+        done = await client.exec(box.id, Exec(command="cat a; stat -c %u:%g a; ls /usr/games; id -u"))
+        assert done.stdout.text == "one\n5:6\n0\n" and "No such file" in done.stderr.text
+    await client.prefetch({})
+    for box in (source, *forked):
+        await client.delete(box.id)
+    await until(lambda: not _layers(state_of(server.process.pid)))
+
+
+async def test_a_killed_server_loses_no_sandbox(user: Ordinary) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="o-"))
+    os.chown(folder, user.uid, user.uid)
+    first = Server.start("--state-dir", str(folder), user=user)
+    async with first.client() as client:
+        made = await client.create()
+        await client.exec(made.id, Exec(command="(sleep 300 &) ; echo kept > /kept; chown 5:5 /kept"))
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    second = Server.start("--state-dir", str(folder), user=user)
+    async with second.client() as client:
+        done = await client.exec(made.id, Exec(command="cat /kept; pgrep -c sleep"))
+        assert done.stdout.text == "kept\n1\n"
+        (fork,) = (await client.fork(made.id)).sandboxes
+        done = await client.exec(fork.id, Exec(command="cat /kept"))
+        assert done.stdout.text == "kept\n"
+    folders = [*folder.glob("orc-*")]
+    assert len(folders) == 1 and second.stop() == 0
+    assert traces(folders) == []
+    folder.rmdir()
 
 
 async def test_what_a_killed_server_left_is_swept(user: Ordinary) -> None:
