@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime_server.engines import dresser
+from runtime_server.engines import IO, dresser
 from runtime_server.engines.state import State
 from runtime_server.errors import BadRequest, Internal, SandboxError
 from runtime_server.wire import Code
@@ -94,6 +94,10 @@ class Helper:
         await process.wait()
 
 
+MOUNTED = ("proc", "sys", "dev", "etc", "run", "tmp", "var/tmp", IO)
+"""Directories of an empty root that every container mounts something on."""
+
+
 class Layers:
     """See the module's docstring. All paths are inside the server's own `State`."""
 
@@ -108,7 +112,9 @@ class Layers:
         if _labelled():
             raise BadRequest("SELinux wants labels that only Podman gives")
         self._options += ",volatile" if volatile else ""
-        (self.state.blank / dresser.NEW.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        # crun makes what it mounts on, and fails when another one beside it is faster
+        for name in (dresser.NEW, *MOUNTED):
+            (self.state.blank / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
         self.state.blank.chmod(0o755)
         self.state.links.chmod(0o755)
         await asyncio.gather(self._fast.start(), self._slow.start())
