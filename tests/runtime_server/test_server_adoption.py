@@ -6,15 +6,21 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serverkit import Server, state_of, traces, until
+import yaml
+from serverkit import Server, spawn, state_of, traces, until
 
+from orchestrator.contract import Env, Exit, JobStatus, ReadyFlag, Role, RunDirectory
+from orchestrator.schema import Config
 from runtime_server.client import Client
 from runtime_server.engines import processes
 from runtime_server.errors import SandboxError
@@ -158,6 +164,70 @@ async def test_a_promised_create_is_kept(folder: Path, tmp_path: Path) -> None:
             assert ids == {promised.id, other.id, *(box.id for box in held)}
     finally:
         assert server.stop() == 0
+
+
+def _serve(run: RunDirectory, attempt: int, nonce: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """As the runtime job would start it; with the environment that its sweep gets."""
+    env = {
+        Env.RUN_DIR.value: str(run.root),
+        Env.JOB_ID.value: "17",
+        Env.ATTEMPT.value: str(attempt),
+        Env.NONCE.value: nonce,
+    }
+    return spawn("--run-dir", str(run.root), env=env), env
+
+
+async def _client(run: RunDirectory, nonce: str) -> Client:
+    def ready() -> bool:
+        flag = run.read(run.ready_flag, ReadyFlag)
+        return flag is not None and flag.nonce == nonce
+
+    await until(ready, 60)
+    return Client(run.read_text(run.runtime_url), run.read_text(run.runtime_api_key))
+
+
+def _ended(run: RunDirectory, nonce: str, code: int) -> None:
+    status = JobStatus(
+        run_id=run.run_id,
+        role=Role.RUNTIME,
+        attempt=1,
+        job_id="17",
+        nonce=nonce,
+        host="h",
+        pid=1,
+        phase="ended",
+    )
+    run.publish(run.status(Role.RUNTIME), replace(status, exit_code=code))
+
+
+def _sweep(env: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "runtime_server", "--sweep"]
+    subprocess.run(command, env={**os.environ, **env}, check=True, timeout=60, capture_output=True)
+
+
+async def test_the_next_life_of_a_job_has_the_sandboxes_of_the_last(tmp_path: Path) -> None:
+    """The wrapper sweeps after a server that was killed: not what the next one in this job will take over."""
+    run = RunDirectory.create(tmp_path / "runs", "t")
+    config = Config.model_validate({"runtime": {"host": "127.0.0.1"}})
+    run.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    process, env = _serve(run, 1, "a" * 32)
+    async with await _client(run, "a" * 32) as client:
+        made = await client.create()
+    folders = state_of(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _ended(run, "a" * 32, Exit.AGAIN)
+    _sweep(env)
+    _sweep({})  # nor does anybody else's
+    assert all(folder.exists() for folder in folders)
+    process, env = _serve(run, 2, "b" * 32)
+    async with await _client(run, "b" * 32) as client:
+        assert await _says(client, made.id, "echo hi") == "hi"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    _ended(run, "b" * 32, Exit.SOFTWARE)
+    _sweep(env)
+    assert traces(folders) == []
 
 
 @pytest.mark.slow
