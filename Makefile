@@ -6,9 +6,10 @@
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
 # make fuzz    the sandbox agent's frames and archives, with sanitizers, ten minutes (FUZZ_S=60: one)
 # make bench   every benchmark, one JSON line each
+# make schemathesis   the sandbox server against its own OpenAPI document, five minutes
 # make escape  attacks from inside sandboxes and from clients, on every engine; writes docs/security.md
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: escape demo demo-slurm test test-clients fast check bench fuzz drills cluster setup clean
+.PHONY: escape demo demo-slurm test test-clients fast check bench fuzz schemathesis drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
@@ -38,6 +39,9 @@ bench: setup
 FUZZ_S ?= 600
 fuzz: setup
 	@PYTHONPATH=tests $(PY) -m fuzz $(FUZZ_S)
+
+schemathesis: setup
+	@PYTHONPATH=tests/runtime_server $(PY) -m contract $(or $(SECONDS),300)
 
 escape: setup
 	@$(PY) -m tests.escape

@@ -35,6 +35,7 @@ from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
 from runtime_server.idempotency import Idempotency
 from runtime_server.image_store import default_store
+from runtime_server.openapi import document, methods_of
 from runtime_server.routes import archives, lifecycle, processes, sessions
 from runtime_server.routes.answers import answer, while_connected
 from runtime_server.running import Running
@@ -143,6 +144,7 @@ def create_app(
     ):
         app.include_router(router)
     _add_errors(app, boxes)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -240,7 +242,8 @@ def _add_errors(app: FastAPI, boxes: Sandboxes) -> None:
         kind = BY_STATUS.get(error.status_code, BadRequest)
         raised = kind(f"{request.method} {request.url.path}: {error.detail}")
         raised.status = error.status_code
-        return failed(raised)
+        allowed = methods_of(app, request.url.path) if error.status_code == 405 else set()
+        return failed(raised, {"Allow": ", ".join(sorted(allowed))} if allowed else None)
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:  # uvicorn's log has the traceback

@@ -3,8 +3,8 @@
 What it is
     An ASGI layer behind the gate. The first call with a key does the work; one that comes while it runs
     waits for its answer, and one that comes later gets the answer again: for an hour, unless newer answers
-    need the room. A call with a key goes on when its client hangs up, for the client is expected to ask
-    again. What failed is not kept: it may be tried again.
+    need the room. A key belongs to its method and path. A call with a key goes on when its client hangs up,
+    for the client is expected to ask again. What failed is not kept: it may be tried again.
 
 How to use it
     app.add_middleware(Idempotency)
@@ -92,7 +92,7 @@ class Idempotency:
         body = await _whole(receive)
         if body is None:
             return
-        asked = _digest(scope, body)
+        asked, key = _digest(scope, body), f"{scope['method']} {scope['path']} ".encode() + key
         answer = self._running.get(key) or self._kept.get(key)
         if answer is None:
             await self._first(key, _Answer(asked), scope, body, send)

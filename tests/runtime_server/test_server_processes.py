@@ -210,3 +210,21 @@ async def test_a_command_with_a_key_outlives_a_client_that_hangs_up(
         again = await raw.post(url, json=body, headers={"X-API-Key": server.key, **key})
     assert again.json()["stdout"]["data"] == "done\n"
     assert (await sandbox.exec("cat /tmp/runs")).stdout.text == "x\n"
+
+
+async def test_a_server_that_stops_says_so_to_those_who_follow() -> None:
+    stopping = Server.start()
+    try:
+        async with stopping.client() as client, client.sandbox() as sandbox:
+            process = await sandbox.start("echo up; sleep 1000")
+            async with aclosing(process.output()) as output:
+                await anext(output)
+                stopping.process.terminate()
+                with pytest.raises(SandboxError) as failed:
+                    await anext(output)
+            assert failed.value.code == Code.SERVER_DRAINING and failed.value.infrastructure
+            with pytest.raises(SandboxError) as failed:
+                await process.write("x")
+            assert failed.value.code in (Code.SERVER_DRAINING, Code.UNREACHABLE)
+    finally:
+        assert stopping.stop() == 0
