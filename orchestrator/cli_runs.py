@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator import follow, runs, view
+from orchestrator import follow, live, runs, view, view_live
 from orchestrator.config import load
 from orchestrator.contract import Role, RunDirectory
 from orchestrator.errors import OrchestrateError
@@ -57,10 +57,12 @@ def look_at(run: RunDirectory) -> RunView:
 def status(name: str | None, runs_dir: Path | None, as_json: bool) -> None:
     run = find(name, runs_dir)
     look = look_at(run)
+    servers = [] if look.is_over else live.look(run, look.mode)
     if as_json:
-        click.echo(follow.as_json(look))
+        more = {"servers": [server.as_dict() for server in servers], "sandboxes": live.summary(servers)}
+        click.echo(follow.as_json(look, more if servers else {}))
     else:
-        view.console().print(view.status(look, follow.total_steps(run)))
+        view.console().print(view.status(look, follow.total_steps(run), view_live.rows(servers)))
 
 
 def list_runs(runs_dir: Path | None, limit: int, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -167,6 +167,6 @@ def _log_ends(run: RunDirectory, console: Console, count: int = 12) -> None:
             console.print()
 
 
-def as_json(look: RunView) -> str:
-    """A look as one line of JSON."""
-    return json.dumps(look.as_dict(), sort_keys=True, default=str)
+def as_json(look: RunView, more: Mapping[str, Any] | None = None) -> str:
+    """A look, and what else is known, as one line of JSON."""
+    return json.dumps({**look.as_dict(), **(more or {})}, sort_keys=True, default=str)

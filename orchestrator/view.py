@@ -193,8 +193,8 @@ def job(look: JobView) -> Text:
     return row(look.role, *parts)
 
 
-def status(look: RunView, total: int | None) -> Text:
-    """One run at one moment, about ten lines."""
+def status(look: RunView, total: int | None, sandboxes: Sequence[Text] = ()) -> Text:
+    """One run at one moment, about ten lines. `sandboxes`: rows of `orchestrator.view_live`."""
     about = f"  config {Path(look.name).stem} · {look.scheduler} scheduler · {age(look.created_at)} ago"
     rows = [Text.assemble("  ", (look.run_id, "bold"), "  ", styled(look.state), (about, "dim"))]
     if look.reason:
@@ -202,6 +202,7 @@ def status(look: RunView, total: int | None) -> Text:
     rows += [job(each) for each in look.jobs]
     if look.url and not look.is_over:
         rows.append(row("server", clean(look.url)))
+    rows += sandboxes
     if look.metrics:
         rows.append(row("training", step_line(look.metrics, total)))
     if look.success_rates:

@@ -14,7 +14,13 @@ HEAVY = {"torch", "vllm", "transformers", "fastapi", "uvicorn", "podman", "numpy
 MAY_IMPORT = {  # what each package may use of the other two
     "orchestrator": (),
     "runtime_server": ("orchestrator",),
-    "trainer": ("runtime_server.client", "runtime_server.wire", "runtime_server.errors", "orchestrator"),
+    "trainer": (
+        "runtime_server.client",
+        "runtime_server.fleet",
+        "runtime_server.wire",
+        "runtime_server.errors",
+        "orchestrator",
+    ),
 }
 STANDARD_ONLY = ("contract.py", "records.py", "durable.py", "errors.py", "schedulers/__init__.py")
 
