@@ -78,7 +78,7 @@ EXAMPLES: dict[str, list[Json]] = {
     "Prefetch": [{"images": {}}],
 }
 CODES: dict[int, list[Code]] = {
-    400: [Code.BAD_REQUEST, Code.FILE_ERROR, Code.ARCHIVE_REFUSED],
+    400: [Code.BAD_REQUEST, Code.FILE_ERROR, Code.ARCHIVE_REFUSED, Code.CREATE_FAILED],
     401: [Code.UNAUTHORIZED],
     404: [
         Code.NOT_FOUND,
@@ -88,11 +88,11 @@ CODES: dict[int, list[Code]] = {
         Code.SESSION_NOT_FOUND,
         Code.SNAPSHOT_NOT_FOUND,
         Code.IMAGE_MISSING,
+        Code.CREATE_FAILED,
     ],
     405: [Code.BAD_REQUEST],
     409: [
         Code.PAUSED,
-        Code.NOT_READY,
         Code.SESSION_EXISTS,
         Code.SESSION_BUSY,
         Code.INPUT_CLOSED,
@@ -101,8 +101,8 @@ CODES: dict[int, list[Code]] = {
     ],
     410: [Code.SANDBOX_DIED, Code.OOM, Code.EXPIRED, Code.EVICTED, Code.INTERRUPTED, Code.SESSION_ENDED],
     413: [Code.TOO_LARGE],
-    500: [Code.INTERNAL, Code.CREATE_FAILED],
-    503: [Code.SERVER_DRAINING, Code.QUEUE_TIMEOUT, Code.QUOTA, Code.UNREACHABLE],
+    500: [Code.INTERNAL, Code.CREATE_FAILED, Code.DISK_FULL],
+    503: [Code.SERVER_DRAINING, Code.QUEUE_TIMEOUT, Code.QUOTA, Code.NOT_READY, Code.UNREACHABLE],
     507: [Code.DISK_FULL],
 }
 KEY: Json = {
