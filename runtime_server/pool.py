@@ -93,7 +93,7 @@ class Pool:
                     await self._change.wait()
             try:
                 await self._adjust()
-            except SandboxError:  # whoever creates one next is told; we try again later
+            except (SandboxError, OSError):  # whoever creates one next is told; we try again later
                 await asyncio.sleep(REST_S)
 
     async def _adjust(self) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime_server.engines import IO, dresser
+from runtime_server.engines import AGENT, IO, dresser
 from runtime_server.engines.state import State
 from runtime_server.errors import BadRequest, Internal, SandboxError
 from runtime_server.wire import Code
@@ -52,6 +52,7 @@ class Helper:
         self._command = [*enter, sys.executable, "-I", "-S", dresser.__file__, str(here)]
         self._process: Process | None = None
         self._turn = asyncio.Lock()
+        self._over = False
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -68,9 +69,12 @@ class Helper:
 
     async def _exchange(self, timeout_s: float, request: dict[str, Any]) -> dict[str, Any]:
         async with self._turn:
+            if self._over:
+                raise Internal("the engine has stopped", Code.SERVER_DRAINING)
+            if self._process is None or self._process.returncode is not None:
+                await self.start()
             process = self._process
-            if process is None or process.stdin is None or process.returncode is not None:
-                raise Internal("the helper that mounts has ended", Code.CREATE_FAILED)
+            assert process is not None and process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             return await self._answer(timeout_s)
 
@@ -81,11 +85,16 @@ class Helper:
                 line = await self._process.stdout.readline()
             found: dict[str, Any] = json.loads(line)
         except (TimeoutError, ValueError) as error:
-            await self.stop()
+            await self._kill()
             raise Internal("the helper that mounts does not answer", Code.CREATE_FAILED) from error
         return found
 
     async def stop(self) -> None:
+        self._over = True
+        await self._kill()
+
+    async def _kill(self) -> None:
+        """The next request starts another."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -96,6 +105,7 @@ class Helper:
 
 MOUNTED = ("proc", "sys", "dev", "etc", "run", "tmp", "var/tmp", IO)
 """Directories of an empty root that every container mounts something on."""
+MOUNTED_FILES = (AGENT, "etc/hosts", "etc/hostname", "etc/resolv.conf", "run/.containerenv")
 
 
 class Layers:
@@ -115,6 +125,8 @@ class Layers:
         # crun makes what it mounts on, and fails when another one beside it is faster
         for name in (dresser.NEW, *MOUNTED):
             (self.state.blank / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        for name in MOUNTED_FILES:
+            (self.state.blank / name.lstrip("/")).touch()
         self.state.blank.chmod(0o755)
         self.state.links.chmod(0o755)
         await asyncio.gather(self._fast.start(), self._slow.start())
