@@ -42,6 +42,7 @@ class Shell:
         self.task: asyncio.Task[Finished] | None = None
         self.ended: int | None = None  # the exit code of the shell itself
         self._news = asyncio.Event()
+        self._asking = False
         self._expected = 0  # offset of the output that comes next
 
     @classmethod
@@ -128,6 +129,22 @@ class Shell:
         if not await self.until(within(timeout_s)):
             await self.kill()
         return await self.finished()
+
+    async def ask(self, text: str, end: bytes, timeout_s: float) -> bytes:
+        """What a short command of our own writes before `end`.
+
+        A terminal takes its time to say that nothing more comes; `quiet` waits for that when it matters.
+        """
+        self.begin(text)
+        self._asking = True
+        await self.until(within(timeout_s), lambda: re.search(re.escape(end), self.seen.data))
+        return self.seen.data.partition(end)[0]
+
+    async def quiet(self) -> None:
+        """Until our own last question is over."""
+        if self._asking:
+            self._asking = False
+            await self.until(within(GONE_S))
 
     async def type(self, data: bytes) -> None:
         """To the running command, as from a keyboard."""

@@ -34,7 +34,8 @@ _HINT = (
     "or use the timeout parameter in execute_bash for future commands."
 )
 _BELOW = "[Below is the output of the previous command.]\n"
-_NOW = 'printf \'%s\\n\' "$!" "$PWD"; command -v python 2>/dev/null'
+_END = b"\x1e"
+_NOW = "printf '%s\\n' \"$!\" \"$PWD\"; command -v python 2>/dev/null; printf '\\036'"
 _WHO = (
     "id -un 2>/dev/null || echo root; hostname 2>/dev/null || cat /etc/hostname 2>/dev/null || echo sandbox"
 )
@@ -132,6 +133,7 @@ class Bash:
             await shell.run(_WHO, 10)
             self._user, self._host = [*shown(shell.seen.data).strip().split("\n"), "", ""][:2]
             self._pending = False
+        await self._shell.quiet()
         return self._shell
 
     async def _several(self, command: str) -> list[str]:
@@ -188,11 +190,11 @@ class Bash:
         """Of the command that is over, and where the shell is now."""
         try:
             code = self._code = (await shell.finished()).exit_code if shell.task is not None else 0
-            await shell.run(_NOW, 10)
+            now = await shell.ask(_NOW, _END, 10)
         except SessionEnded as ended:
             self._code = 0
             return Metadata(ended.exit_code, -1, self._user, self._host, self.told.workdir, "")
-        pid, where, python = [*shown(shell.seen.data).split("\n"), "", "", ""][:3]
+        pid, where, python = [*shown(now).split("\n"), "", "", ""][:3]
         self.cwd = where or self.cwd
         number = int(pid) if pid.isdigit() else -1
         return Metadata(code, number, self._user, self._host, self.cwd, python)
