@@ -33,6 +33,16 @@ def routes(shells: Shells, running: Running) -> APIRouter:
     async def get_session(identity: str, name: Name) -> Response:
         return answer((await shells.of(identity)).get(name).record())
 
+    @router.delete(BASE + "/{name}", status_code=204)
+    async def close_session(identity: str, name: Name) -> Response:
+        await (await shells.of(identity)).delete(name)
+        return nothing()
+
+    _add_commands(router, shells, running)
+    return router
+
+
+def _add_commands(router: APIRouter, shells: Shells, running: Running) -> None:
     @router.post(BASE + "/{name}/run", response_model=wire.SessionResult)
     async def run_in_session(request: Request, identity: str, name: Name, body: wire.Run) -> Response:
         session = (await shells.of(identity)).get(name)
@@ -77,10 +87,3 @@ def routes(shells: Shells, running: Running) -> APIRouter:
     async def resize_session(identity: str, name: Name, body: wire.Terminal) -> Response:
         await (await shells.of(identity)).get(name).resize(body)
         return nothing()
-
-    @router.delete(BASE + "/{name}", status_code=204)
-    async def close_session(identity: str, name: Name) -> Response:
-        await (await shells.of(identity)).delete(name)
-        return nothing()
-
-    return router
