@@ -112,7 +112,8 @@ class RunDirectory:
         self.runtime_api_key = at("runtime_api_key.txt")
         self.ready_flag = at("runtime_ready.flag")
         self.runtime = at("runtime")
-        self.servers = at("runtime", "servers")  # each file of it written by the server that it names
+        self.servers = at("runtime", "servers")  # each file of it written by the server that it names,
+        self.targets = at("runtime", "targets")  # and of this
         # written by the training job; metrics, summary and below by the trainer in it
         self.complete_flag = at("training_complete.flag")
         self.result = at("result.json")
@@ -154,6 +155,10 @@ class RunDirectory:
 
     def server_heartbeat(self, name: str) -> Path:
         return self.servers / f"{name}.heartbeat"
+
+    def target(self, name: str) -> Path:
+        """Where Prometheus finds one server: a file of its `file_sd_configs`."""
+        return self.targets / f"{name}.json"
 
     def submissions(self, role: str) -> Path:
         """Journal of what this role's job has submitted: a successor of its own, or of its peer."""

@@ -110,7 +110,9 @@ class _Gauges(Collector):
         for state, number in sorted(now.states.items()):
             states.add_metric([state], number)
         yield states
-        runs = GaugeMetricFamily("sandbox_of_run", "Sandboxes by their label `run`", labels=["run"])
+        runs = GaugeMetricFamily(
+            "sandbox_of_run", "Sandboxes by the run that they are for", labels=["for_run"]
+        )
         for run, number in now.runs.most_common(RUNS_TOLD):
             runs.add_metric([run[:80]], number)
         yield runs

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -129,9 +130,10 @@ class Publication:
 
     def withdraw(self) -> None:
         """This server stops."""
-        if self.server:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self.server:
                 self.run.publish(self.run.server(self.server), "")
+            self._tell_prometheus([])
         self.events.add("server_stopped", **self._named())
 
     def _write(self, url: str) -> None:
@@ -140,7 +142,16 @@ class Publication:
             self._register(url)
         else:
             self._publish(url)
+        self._tell_prometheus([url.partition("://")[2]])
         self.events.add("server_ready", url=url, pid=os.getpid(), **self._named())
+
+    def _tell_prometheus(self, targets: list[str]) -> None:
+        """A file for its `file_sd_configs`; the key is in a file that it knows."""
+        name = self.server or Role.RUNTIME.value
+        self.run.targets.mkdir(exist_ok=True)
+        labels = {"run": self.run.run_id, "server": name, "node": socket.gethostname()}
+        told = [{"targets": targets, "labels": labels}] if targets else []
+        self.run.publish(self.run.target(name), json.dumps(told))
 
     def _named(self) -> dict[str, str]:
         return {"server": self.server} if self.server else {}
