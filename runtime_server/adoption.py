@@ -226,6 +226,7 @@ def box_entry(box: Box) -> Entry:
             "pid": container.pid,
             "layer": str(container.layer or ""),
             "memory_mb": container.memory_mb,
+            "disk_mb": container.disk_mb,
             "pids": container.pids,
             "image": container.image,
         },

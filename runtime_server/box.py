@@ -50,7 +50,7 @@ _SAID = {
     Code.SANDBOX_DIED: "the sandbox's first process ended, and everything in it; make a new one",
     Code.EXPIRED: "the sandbox was not used for its whole ttl_s, or its max_lifetime_s is over; make another",
     Code.EVICTED: "the server was started again and could not take the sandbox over; make a new one",
-    Code.DISK_FULL: "the sandbox's disk is full",
+    Code.DISK_FULL: "the sandbox wrote more than its disk holds and was ended; make a new one, with more",
     Code.SERVER_DRAINING: "the server is stopping and has removed its sandboxes",
 }
 
@@ -118,6 +118,8 @@ class Box:
 
     def death(self) -> Code:
         """Why it died, as far as the kernel tells."""
+        if self.container.usage is not None and self.container.usage.full:
+            return Code.DISK_FULL
         return Code.OOM if kills(self.container) else Code.SANDBOX_DIED
 
     def gone(self) -> SandboxError:

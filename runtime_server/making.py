@@ -170,6 +170,7 @@ class Maker:
             memory_mb=limits.memory_mb or (given.memory_mb if given else defaults.memory),
             pids=limits.pids or (given.pids if given else defaults.pids),
             shm_mb=defaults.shm,
+            disk_mb=limits.disk_mb or defaults.disk,
             layers=basis.layers,
         )
 

@@ -269,6 +269,7 @@ class Sandboxes:
                 "memory_mb": limits.memory,
                 "pids": limits.pids,
                 "shm_mb": limits.shm,
+                "disk_mb": limits.disk,
                 "ttl_s": limits.ttl,
                 "command_timeout_s": limits.command_timeout,
                 "max_output": limits.max_output,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from runtime_server.engines.disk import Usage
     from runtime_server.engines.layers import Frozen
     from runtime_server.engines.watch import Watched
 
@@ -46,6 +47,7 @@ class Recipe:
     memory_mb: int = 1024
     pids: int = 512
     shm_mb: int = 64
+    disk_mb: int = 0  # 0: as much as there is
     layers: tuple[str, ...] = ()  # directories of its root, the top one first; () leaves that to the engine
     user: str = ""  # "" is root, or whom the image names
 
@@ -62,6 +64,8 @@ class Container:
     layer: Path | None = None  # its writable layer, where that is ours
     memory_mb: int = 0
     pids: int = 0
+    disk_mb: int = 0
+    usage: Usage | None = None  # what was found out about its disk
     image: str = ""  # whose layers it stands on, if its root is ours
 
 

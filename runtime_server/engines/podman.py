@@ -18,7 +18,6 @@ How a container is ended
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -42,6 +41,7 @@ from runtime_server.engines import (
     processes,
 )
 from runtime_server.engines import probe as probing
+from runtime_server.engines.disk import Gauge
 from runtime_server.engines.layers import Frozen, Layers
 from runtime_server.engines.podman_api import Api
 from runtime_server.engines.podman_images import Images
@@ -74,6 +74,7 @@ class PodmanEngine:
         self._layers: Layers | None = None
         self._facts: Facts | None = None
         self._watch: Watch | None = None
+        self._gauge = Gauge()
 
     @property
     def facts(self) -> Facts:
@@ -115,6 +116,7 @@ class PodmanEngine:
         await asyncio.to_thread(processes.end_all, lambda: processes.inside(state.cgroup))
         if self._watch is not None:
             await asyncio.to_thread(self._watch.stop)
+        await self._gauge.stop()
         await self._end_service()
         await asyncio.to_thread(state.remove)
         self._api.close()
@@ -165,7 +167,9 @@ class PodmanEngine:
             seccomp="",
         )
         self._layers = await self._new_layers()
+        await self._gauge.start(self.state.storage, self._service.pid)
         enforced, problem = await self._probe()
+        enforced["disk"] = self._gauge.works
         notes += (*self._look_after(enforced), *problem)
         version = probing.cgroup_version()
         return Facts("podman", runtime, driver, version, not root, enforced, notes, not problem)
@@ -191,8 +195,10 @@ class PodmanEngine:
         self._watch = Watch(lacking)
         self._watch.start()
         enforced.update(dict.fromkeys(lacking, True))
-        what = " and ".join(lacking)
-        return (*notes, f"{what}: watched {1 / EVERY_S:g} times a second, for no cgroup holds them here")
+        return (
+            *notes,
+            f"{' and '.join(lacking)}: watched {1 / EVERY_S:g} times a second, for no cgroup holds them here",
+        )
 
     async def _probe(self) -> tuple[dict[str, bool], tuple[str, ...]]:
         """Start the agent in an empty root directory, and see what holds for it, and why it cannot be
@@ -214,7 +220,7 @@ class PodmanEngine:
             container = await self.create(recipe, self.state.probe)
             agent = await listener.accept(container.pid, AGENT_S)
             enforced = probing.read_back(container.pid, recipe)
-            self._node = replace(self._node, seccomp=self._compiled_seccomp(container.id))
+            self._node = replace(self._node, seccomp=probing.compiled_seccomp(self.state.oci / container.id))
             problem = await self._try_dress(container, agent, recipe)
             await agent.close()
             return enforced, problem
@@ -224,15 +230,6 @@ class PodmanEngine:
                 await self.kill(container)
                 await self.remove(container, recipe.io)
             shutil.rmtree(self.state.probe, ignore_errors=True)
-
-    def _compiled_seccomp(self, container: str) -> str:
-        """crun leaves the compiled default filter behind and takes it back: 18 ms of CPU for each sandbox.
-
-        The same profile, the same capabilities, the same machine: it is byte for byte what it would make.
-        """
-        with contextlib.suppress(OSError):
-            return base64.b64encode((self.state.oci / container / "seccomp.bpf").read_bytes()).decode()
-        return ""
 
     async def _try_dress(
         self, container: Container, agent: AgentConnection, recipe: Recipe
@@ -275,7 +272,10 @@ class PodmanEngine:
         except BaseException:  # cancelled or failed: it must not stay
             await asyncio.shield(self._delete(identity))
             raise
-        return self._watched(Container(identity, pid, memory_mb=recipe.memory_mb, pids=recipe.pids))
+        limits = recipe.memory_mb, recipe.pids, recipe.disk_mb
+        container = self._watched(Container(identity, pid, None, None, None, *limits))
+        upper = None if rootfs else await self._upper(identity)
+        return replace(container, usage=self._gauge.add(upper, pid, recipe.disk_mb))
 
     def _watched(self, container: Container) -> Container:
         """With whoever counts its memory."""
@@ -293,7 +293,8 @@ class PodmanEngine:
         name = container.id[:16]
         layer = await self._layers.dress(container.pid, name, recipe.layers, recipe.workdir or "/")
         self._images.hold(recipe.image)
-        return replace(container, layer=layer, image=recipe.image)
+        usage = self._gauge.add(layer, container.pid, recipe.disk_mb)
+        return replace(container, layer=layer, image=recipe.image, disk_mb=recipe.disk_mb, usage=usage)
 
     async def freeze(self, container: Container, name: str) -> Frozen:
         if self._layers is None or container.layer is None:
@@ -317,7 +318,8 @@ class PodmanEngine:
         if not self._is_ours(container.id, container.pid):
             raise Gone("its first process has ended", Code.EVICTED)
         self._images.hold(container.image)
-        return self._watched(container)
+        usage = self._gauge.add(container.layer, container.pid, container.disk_mb)
+        return replace(self._watched(container), usage=usage)
 
     async def remove_others(self, containers: set[str], frozen: set[Path]) -> None:
         rows = await self._api.json("GET", "/containers/json", params={"all": True})
@@ -332,6 +334,7 @@ class PodmanEngine:
     async def kill(self, container: Container) -> None:
         if self._watch and container.watched:
             self._watch.drop(container.watched)
+        self._gauge.drop(container.usage)
         conmon = self._conmon(container.id)
         if self._is_ours(container.id, container.pid):
             pausing.thaw_of(container.pid)
@@ -356,6 +359,12 @@ class PodmanEngine:
         params = {"force": True, "timeout": 0, "v": False}
         with contextlib.suppress(NotFound):
             await self._api.call("DELETE", f"/containers/{identity}", params=params, busy=True)
+
+    async def _upper(self, identity: str) -> Path | None:
+        """The writable layer of one whose root is Podman's work; None where that is no overlay."""
+        told = await self._api.json("GET", f"/containers/{identity}/json")
+        found = ((told.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
+        return Path(found) if found else None
 
     def _userdata(self, identity: str) -> Path:
         return self.state.runroot / "overlay-containers" / identity / "userdata"

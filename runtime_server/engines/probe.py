@@ -11,6 +11,7 @@ What it does not do
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import platform
@@ -116,6 +117,16 @@ def oom_kills(memory: Path | None) -> int:
     return 0
 
 
+def compiled_seccomp(container: Path) -> str:
+    """crun leaves the compiled default filter behind and takes it back: 18 ms of CPU for each sandbox.
+
+    The same profile, the same capabilities, the same machine: it is byte for byte what it would make.
+    """
+    with contextlib.suppress(OSError):
+        return base64.b64encode((container / "seccomp.bpf").read_bytes()).decode()
+    return ""
+
+
 def _number(folder: Path | None, *names: str) -> float:
     """The first number in the first of these files that exists; infinity for "max" or nothing."""
     for name in names:
@@ -142,6 +153,13 @@ def _same_namespace(pid: int, name: str) -> bool:
         return True
 
 
+def _filtered(pid: int) -> bool:
+    """Whether the agent's own filter of system calls, or the engine's, holds for it."""
+    with contextlib.suppress(OSError):
+        return "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
 def _shm_bytes(pid: int) -> int:
     """Size of the container's /dev/shm, or 0."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -161,5 +179,6 @@ def read_back(pid: int, recipe: Recipe) -> dict[str, bool]:
         "shm": 0 < _shm_bytes(pid) <= recipe.shm_mb << 20,
         "network_isolation": not _same_namespace(pid, "net"),
         "user_namespace": not _same_namespace(pid, "user"),
+        "syscall_filter": _filtered(pid),
         "disk": False,
     }

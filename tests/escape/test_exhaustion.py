@@ -218,3 +218,55 @@ async def test_many_commands(field: Field) -> str:
     refusals = [e for e in ended if isinstance(e, SandboxError)]
     assert all(e.code in (Code.FILE_ERROR, Code.TOO_MANY) for e in refusals), refusals[:3]
     return f"{len(ended) - len(refusals)} ran, {len(refusals)} were refused; {await field.lives()}"
+
+
+async def _fills(field: Field, code: str) -> str:
+    bad = await _one(field, disk_mb=64)
+    said = await _meanwhile(field, code, 60, bad)
+    if said != Code.DISK_FULL:
+        said = f"{said}; then {(await field.client.get(bad.id)).reason}"
+    await field.client.delete(bad.id)
+    return said
+
+
+@attempt("disk", "10 GiB in one file, of a sandbox that may have 64 MiB", "measured: the sandbox is ended")
+async def test_disk(field: Field) -> str:
+    code = """
+import time
+with open('/filled', 'wb') as file:
+    for _ in range(640):
+        file.write(b'x' * (1 << 24))
+        time.sleep(.05)
+"""
+    said = await _fills(field, code)
+    assert said == Code.DISK_FULL, said
+    return f"reason {said}"
+
+
+@attempt(
+    "disk, in files without a name", "files that are deleted while they are open", "what is open counts too"
+)
+async def test_deleted_files(field: Field) -> str:
+    code = """
+import time
+file = open('/var/tmp/x', 'wb'); os.unlink('/var/tmp/x')
+for _ in range(640):
+    file.write(b'x' * (1 << 24))
+    time.sleep(.05)
+"""
+    said = await _fills(field, code)
+    assert said == Code.DISK_FULL, said
+    return f"reason {said}"
+
+
+@attempt("inodes", "a million empty files in nested directories", "measured: the sandbox is ended")
+async def test_inodes(field: Field) -> str:
+    code = """
+for n in range(100):
+    os.makedirs(f'/i/{n}/a/b')
+    for m in range(10_000):
+        os.close(os.open(f'/i/{n}/a/b/{m}', os.O_CREAT))
+"""
+    said = await _fills(field, code)
+    assert said == Code.DISK_FULL, said
+    return f"reason {said}"

@@ -69,7 +69,7 @@ async def _says(sandbox: BoundSandbox, command: str) -> str:
 async def test_what_holds_is_declared(client: Client) -> None:
     told = await client.capabilities()
     assert told.rootless and told.storage_driver == "overlay"
-    assert {name for name, holds in told.enforced.items() if not holds} == {"cpus", "disk"}
+    assert {name for name, holds in told.enforced.items() if not holds} == {"cpus"}
     assert any("watched" in note for note in told.notes)
 
 

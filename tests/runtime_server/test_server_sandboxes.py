@@ -150,7 +150,7 @@ async def test_capabilities_tell_what_holds(client: Client) -> None:
     found = await client.capabilities()
     assert found.engine == "podman" and found.storage_driver == "overlay" and found.max_sandboxes == 2
     assert found.default_image in found.images
-    assert found.enforced["network_isolation"] and found.enforced["shm"] and not found.enforced["disk"]
+    assert found.enforced["network_isolation"] and found.enforced["shm"] and found.enforced["disk"]
 
 
 async def test_metrics_count(client: Client) -> None:
