@@ -1,17 +1,29 @@
-"""Sandboxes in numbers: a real server, a real Podman, and `podman` by hand next to it in the same run.
+"""Sandboxes in numbers: a real server, and next to it `podman` by hand and SWE-ReX's own server.
 
 How to run it
-    python -m bench.sandbox [--json] [--quick]
+    python -m bench.sandbox [--json] [--quick] [--held 500] [--only commands,creates,…]
 
-What it measures
-    exec_*            a command (`true`) through HTTP: httpx client → server → agent → fork, exec, wait
-    exec_per_s        the same, 32 at a time in 4 sandboxes
-    create_cold_*     POST /v1/sandboxes until the sandbox answers, one at a time
-    create_per_s      sandboxes made, used for one command and deleted, at full load, removal included
-    podman_*          `podman exec` and `podman run --rm` of the same command, image, store and settings
+What it measures, in milliseconds unless the name says otherwise
+    commands  forkexec         fork and exec of `true` on this machine, bare: the floor of every command
+              exec             `true` through HTTP: client → server → agent → fork, exec, wait
+              session          the same program in a shell that stays; session_builtin: the shell's own `true`
+              podman_exec, swerex_execute, swerex_session (its `run_in_session`): the same program
+    creates   create           POST /v1/sandboxes until the sandbox answers; create_warm with containers that
+                               wait, as after a prefetch; podman_run: `podman run -d` until it returns;
+                               swerex_create: until SWE-ReX's server answers in its container
+              fork8            eight sandboxes from one prepared state; fork8_warm with containers that wait
+              creates_per_s    sandboxes made, used for one command and deleted, 4 at a time
+    crowd     exec_per_s_64    commands in 64 sandboxes at once, each asked again as soon as it answered, by a
+                               client that only sends prepared bytes; exec_p99_64_flood is their latency
+              exec_p99_64_busy the same sandboxes, with a pause of 0.25 to 0.75 s after each command
+    held      held             sandboxes alive at once; server_rss_mib (the server), service_rss_mib (Podman's
+                               API service), agent_rss_kib, and exec_p99_held of one command at a time then
+
+    What is compared takes turns in one run, so that a busy machine is unfair to none.
 
 What it does not do
-    It needs the default image (`python -m runtime_server.images ensure`), and takes one that is there.
+    It needs the default image (`python -m runtime_server.images ensure`), and takes one that is there. Rows
+    of SWE-ReX are left out where it cannot run (`sandbox_peers.py` says when).
 """
 
 from __future__ import annotations
@@ -20,138 +32,33 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Sequence
+import tempfile
 from pathlib import Path
 
-from orchestrator.schema import Runtime
-from runtime_server.client import Client
-from runtime_server.engines import namespace
-from runtime_server.engines.service import find_programs
-from runtime_server.engines.state import State
-from runtime_server.image_store import default_store
-from runtime_server.wire import CreateSandbox, Exec
+from bench.sandbox_kit import Served, serving
+from bench.sandbox_peers import podman, quiet
+from bench.sandbox_rows import CROWD, FORKS, Rows, commands, creates, crowd, forks, held, lives
 
-IMAGE = Runtime().sandbox.image
-PARALLEL = 4
-TRUE = Exec(command=["true"], timeout_s=30)
+PARTS = ("commands", "creates", "crowd", "held")
+SPARE = 32
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """In milliseconds."""
-    ordered = sorted(values)
-    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
-
-
-async def timed(work: Callable[[], Awaitable[object]], times: int) -> list[float]:
-    """Seconds of each of `times` calls, one after the other."""
-    took = []
-    for _ in range(times):
-        start = time.perf_counter()
-        await work()
-        took.append(time.perf_counter() - start)
-    return took
-
-
-async def per_second(work: Callable[[int], Awaitable[object]], times: int, at_once: int) -> float:
-    limit = asyncio.Semaphore(at_once)
-
-    async def one(number: int) -> None:
-        async with limit:
-            await work(number)
-
-    start = time.perf_counter()
-    await asyncio.gather(*(one(number) for number in range(times)))
-    return round(times / (time.perf_counter() - start), 1)
-
-
-async def measure_server(url: str, key: str, scale: int) -> dict[str, float]:
-    async with Client(url, key) as client:
-        made = [await client.create() for _ in range(4)]
-        first = made[0].id
-        await timed(lambda: client.exec(first, TRUE), 20)
-        alone = await timed(lambda: client.exec(first, TRUE), 50 * scale)
-        rate = await per_second(lambda n: client.exec(made[n % 4].id, TRUE), 200 * scale, 32)
-        cold = await timed(client.create, 2 * scale)
-        for box in (await client.list()).sandboxes:
-            await client.delete(box.id)
-
-        async def whole_life(_: int) -> None:
-            async with client.sandbox(CreateSandbox()) as box:
-                await box.exec(["true"])
-
-        return {
-            "exec_p50_ms": quantile(alone, 0.5),
-            "exec_p99_ms": quantile(alone, 0.99),
-            "exec_per_s": rate,
-            "create_cold_p50_ms": quantile(cold, 0.5),
-            "create_cold_p90_ms": quantile(cold, 0.9),
-            "create_per_s": await per_second(whole_life, 10 * scale, PARALLEL),
-        }
-
-
-def with_server(scale: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "runtime_server"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        said = dict(
-            line.split(":", 1) for line in (server.stdout.readline(), server.stdout.readline()) if line
-        )
-        if "key" not in said:
-            raise SystemExit("the server did not start; what it said is above")
-        key = Path(said["key"].strip()).read_text().strip()
-        return asyncio.run(measure_server(said["url"].strip(), key, scale))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=60)
-
-
-def podman_times(podman: Sequence[str], command: Sequence[str], times: int) -> list[float]:
-    took = []
-    for _ in range(times):
-        start = time.perf_counter()
-        # no pipes: the monitor of a container that goes on would hold them open
-        nowhere = subprocess.DEVNULL
-        subprocess.run([*podman, *command], check=True, stdout=nowhere, stderr=nowhere, timeout=60)
-        took.append(time.perf_counter() - start)
-    return took
-
-
-def podman_command(state: State) -> list[str]:
-    """Podman as one would run it by hand, with everything it writes in directories of its own."""
-    storage = ["--root", str(state.graphroot), "--runroot", str(state.runroot), "--tmpdir", str(state.tmp)]
-    store = ["--storage-driver", "overlay", "--storage-opt", f"additionalimagestore={default_store()}"]
-    engine = ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", find_programs()[0]]
-    return ["podman", *storage, *store, *engine]
-
-
-def measure_podman(podman: Sequence[str], times: int) -> dict[str, float]:
-    limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
-    run = ["run", "--network", "none", *limits]
-    podman_times(podman, [*run, "-d", "--name", "bench", IMAGE, "sleep", "600"], 1)
-    try:
-        execs = podman_times(podman, ["exec", "bench", "true"], times)
-        runs = podman_times(podman, [*run, "--rm", IMAGE, "true"], times)
-    finally:
-        podman_times(podman, ["rm", "-f", "-t", "0", "bench"], 1)
-    return {"podman_exec_p50_ms": quantile(execs, 0.5), "podman_run_p50_ms": quantile(runs, 0.5)}
-
-
-def with_podman(times: int) -> dict[str, float]:
-    """In a child process with a mount namespace of its own, so that no mount of it can stay."""
-    state = State.create()
-    try:
-        child = [sys.executable, "-m", "bench.sandbox", "--times", str(times), "--podman-only"]
-        command = [*namespace.entry().prefix, *child, json.dumps(podman_command(state))]
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(state.xdg)}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, timeout=300)
-        return {name: float(value) for name, value in json.loads(done.stdout).items()}
-    finally:
-        state.remove()
+async def measure(served: Served, parts: list[str], number: int, scale: int) -> Rows:
+    """`scale` multiplies the repetitions."""
+    rows: Rows = {}
+    async with served.client() as client, podman() as by_hand:
+        if "commands" in parts:
+            rows |= await commands(client, by_hand, 60 * scale)
+        if "creates" in parts:
+            rows |= await creates(client, by_hand, 5 * scale)
+            rows |= await forks(client, 2 * scale)
+            rows |= await lives(client, 20 * scale)
+        if "crowd" in parts:
+            rows |= await crowd(served, client, 2.0 * scale)
+        if "held" in parts:
+            rows |= await held(served, client, number, 100 * scale)
+    return rows
 
 
 def main() -> int:
@@ -160,17 +67,21 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--podman-only", help=argparse.SUPPRESS)
-    parser.add_argument("--times", type=int, default=20, help=argparse.SUPPRESS)
+    parser.add_argument("--held", type=int, default=500, help="sandboxes alive at once (default: 500)")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of: {', '.join(PARTS)}")
     options = parser.parse_args()
-    if options.podman_only:
-        print(json.dumps(measure_podman(json.loads(options.podman_only), options.times)))
-        return 0
-    numbers = with_server(2 if options.quick else 10) | with_podman(5 if options.quick else 20)
-    if not options.json:
-        for name, value in numbers.items():
-            print(f"{name:24} {value:10.2f}")
-    print(json.dumps(numbers))
+    parts = options.only.split(",")
+    if wrong := set(parts) - set(PARTS):
+        parser.error(f"--only takes {', '.join(PARTS)}, not {', '.join(sorted(wrong))}")
+    places = max(options.held, CROWD, FORKS) + SPARE
+    with tempfile.TemporaryDirectory(prefix="bench-sandbox-") as base, quiet():
+        load = os.getloadavg()[0]
+        with serving(Path(base), max_parallel_sandboxes=places) as served:
+            rows = asyncio.run(measure(served, parts, options.held, 1 if options.quick else 5))
+    rows["load_before"] = round(load, 2)
+    for name, value in rows.items() if not options.json else ():
+        print(f"{name:24} {value:10.2f}")
+    print(json.dumps(rows))
     return 0
 
 
