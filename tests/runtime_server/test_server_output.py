@@ -87,10 +87,9 @@ class Counting:
 
     def __init__(self) -> None:
         self.done = 0
-        self.go = asyncio.Event()
-        routes = [
-            Route(f"/{name}", getattr(self, name), methods=["POST"]) for name in ("add", "fail", "stream")
-        ]
+        self.go, self.begun = asyncio.Event(), asyncio.Event()
+        parts = (self.add, self.fail, self.stream)
+        routes = [Route(f"/{part.__name__}", part, methods=["POST"]) for part in parts]
         self.app = Idempotency(Starlette(routes=routes))
 
     async def add(self, request: Request) -> JSONResponse:
