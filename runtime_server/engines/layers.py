@@ -196,3 +196,9 @@ def stack(graph: dict[str, Any]) -> tuple[str, ...]:
         return ()
     found = (data["UpperDir"], *(path for path in data.get("LowerDir", "").split(":") if path))
     return found if len(found) < LOWER_MAX else ()
+
+
+def writable(graph: dict[str, Any] | None) -> Path | None:
+    """The layer that a container of Podman's own making writes to; None where that is no overlay."""
+    found = ((graph or {}).get("Data") or {}).get("UpperDir")
+    return Path(found) if found else None

@@ -26,6 +26,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.schema import Runtime
 from runtime_server.agent import AgentConnection, AgentError, AgentListener, AgentLost
@@ -42,7 +43,7 @@ from runtime_server.engines import (
 )
 from runtime_server.engines import probe as probing
 from runtime_server.engines.disk import Gauge
-from runtime_server.engines.layers import Frozen, Layers
+from runtime_server.engines.layers import Frozen, Layers, writable
 from runtime_server.engines.podman_api import Api
 from runtime_server.engines.podman_images import Images
 from runtime_server.engines.service import Service, find_programs
@@ -274,7 +275,7 @@ class PodmanEngine:
             raise
         limits = recipe.memory_mb, recipe.pids, recipe.disk_mb
         container = self._watched(Container(identity, pid, None, None, None, *limits))
-        upper = None if rootfs else await self._upper(identity)
+        upper = None if rootfs else writable((await self._inspect(identity)).get("GraphDriver"))
         return replace(container, usage=self._gauge.add(upper, pid, recipe.disk_mb))
 
     def _watched(self, container: Container) -> Container:
@@ -360,11 +361,8 @@ class PodmanEngine:
         with contextlib.suppress(NotFound):
             await self._api.call("DELETE", f"/containers/{identity}", params=params, busy=True)
 
-    async def _upper(self, identity: str) -> Path | None:
-        """The writable layer of one whose root is Podman's work; None where that is no overlay."""
-        told = await self._api.json("GET", f"/containers/{identity}/json")
-        found = ((told.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")
-        return Path(found) if found else None
+    async def _inspect(self, identity: str) -> Any:
+        return await self._api.json("GET", f"/containers/{identity}/json")
 
     def _userdata(self, identity: str) -> Path:
         return self.state.runroot / "overlay-containers" / identity / "userdata"
@@ -372,8 +370,7 @@ class PodmanEngine:
     async def _pid(self, identity: str) -> int:
         with contextlib.suppress(OSError, ValueError):
             return int((self._userdata(identity) / "pidfile").read_text())
-        data = await self._api.json("GET", f"/containers/{identity}/json")
-        return int(data["State"]["Pid"])
+        return int((await self._inspect(identity))["State"]["Pid"])
 
     def _conmon(self, identity: str) -> int:
         """The pid of its monitor, 0 when that has ended."""
