@@ -232,6 +232,21 @@ async def test_a_server_that_came_back_elsewhere_is_found() -> None:
     assert [address.url for address in connected] == ["http://a", "http://b"] and service.closed == 2
 
 
+async def test_a_sandbox_that_the_next_life_took_over_is_removed_there() -> None:
+    """The old one is gone when the episode ends; the new one has its sandboxes."""
+    old, new = failing("delete", Unavailable("gone")), Service()
+    where = {"url": "http://old"}
+    world = SandboxEnvironment(
+        lambda: Address(where["url"], "k"), lambda address: old if address.url == "http://old" else new
+    )
+    async with world.open(TASK):
+        new.files["sandbox-0"] = {}
+        where["url"] = "http://new"
+    while new.files:
+        await asyncio.sleep(0)
+    await world.close()
+
+
 async def test_waiting_for_a_server_ends_and_says_why() -> None:
     with pytest.raises(Lost, match="within 0 s"):
         await environment(failing("capabilities", Unavailable("refused"))).wait_ready(0)

@@ -71,6 +71,8 @@ class Fetching(Protocol):
 
 
 PREFETCH_S = 5.0
+MOVED_S = 60.0
+"""How long to look for a server that is started again, to remove a sandbox that it took over."""
 GRACE_S = 30.0
 """How long an answer may be later than the command's own time limit."""
 SETUP_TIMEOUT_S = 300.0
@@ -201,6 +203,7 @@ class SandboxEnvironment:
         self._ttl_s, self._queue_timeout_s = ttl_s, queue_timeout_s
         self._clients: dict[Address, Service] = {}  # episodes that began on an old server end on it
         self._leaving: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
 
     @classmethod
     def of(cls, config: Config, run: RunDirectory | None) -> Self:
@@ -292,6 +295,7 @@ class SandboxEnvironment:
 
     async def close(self) -> None:
         """Wait until every sandbox is removed, then hang up."""
+        self._closing.set()
         while self._leaving:
             await asyncio.gather(*self._leaving, return_exceptions=True)
         while self._clients:
@@ -318,7 +322,21 @@ class SandboxEnvironment:
 
     def _remove(self, client: Service, sandbox: str) -> None:
         """Delete in the background: neither a cancelled nor a finished episode has to wait for it."""
-        self._background(_delete(client, sandbox))
+        self._background(self._deleted(client, sandbox))
+
+    async def _deleted(self, client: Service, sandbox: str) -> None:
+        """Where it is by then: a server that is started again has the sandboxes of its last life."""
+        if await _delete(client, sandbox):
+            return
+        deadline = time.monotonic() + MOVED_S
+        while not self._closing.is_set() and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._closing.wait()
+            with suppress(EnvironmentFailure):
+                if (now := self._connected()) is not client:
+                    await _delete(now, sandbox)
+                    return
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         leaving = asyncio.get_running_loop().create_task(work)
@@ -343,8 +361,11 @@ async def _abandon(client: Service, creating: asyncio.Future[Sandbox]) -> None:
         await _delete(client, sandbox.id)
 
 
-async def _delete(client: Service, sandbox: str) -> None:
-    # What cannot be deleted now expires by itself; the server may be gone, and the sandbox with it.
-    with contextlib.suppress(SandboxError, TimeoutError):
+async def _delete(client: Service, sandbox: str) -> bool:
+    """False when nobody answered. What cannot be deleted expires by itself."""
+    try:
         async with asyncio.timeout(DELETE_TIMEOUT_S):
             await client.delete(sandbox)
+    except (SandboxError, TimeoutError) as error:
+        return isinstance(error, SandboxError) and error.code != Code.UNREACHABLE
+    return True
