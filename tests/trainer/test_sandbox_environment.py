@@ -242,8 +242,8 @@ async def test_a_sandbox_that_the_next_life_took_over_is_removed_there() -> None
     async with world.open(TASK):
         new.files["sandbox-0"] = {}
         where["url"] = "http://new"
-    while new.files:
-        await asyncio.sleep(0)
+    await asyncio.gather(*world._leaving)
+    assert not new.files
     await world.close()
 
 
