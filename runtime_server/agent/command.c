@@ -21,6 +21,7 @@
 struct command commands[SLOTS];
 struct slot *slots;
 unsigned used;
+#define TERMINAL_READS 64 /* of 4 KiB; a terminal holds 68 */
 static unsigned char scratch[64 * 1024];
 static uint32_t kill_all_id;
 static bool killing_all;
@@ -152,10 +153,19 @@ static bool collect(struct command *c, unsigned which, size_t limit) {
     return true;
 }
 
+/* A terminal hands on what was written to it a moment later, but a read that finds nothing makes the kernel
+ * do that first: so reading until there is nothing misses nothing. No more than a terminal can hold. */
+static void drain_terminal(struct command *c) {
+    for (unsigned reads = 0; reads < TERMINAL_READS && c->out[0] >= 0 && collect(c, 0, sizeof scratch); reads++)
+        continue;
+}
+
 /* What the program wrote before it ended is in the pipe now: exactly so much is read, however fast
  * background processes add to it. */
 void command_drain(struct command *c) {
-    for (unsigned which = 0; which < 2; which++) {
+    if (c->master >= 0)
+        drain_terminal(c);
+    for (unsigned which = c->master >= 0 ? 2 : 0; which < 2; which++) {
         int waiting = 0;
         if (c->out[which] < 0 || ioctl(c->out[which], FIONREAD, &waiting) != 0)
             continue;

@@ -169,7 +169,7 @@ int64_t command_tick(int64_t now) {
             continue;
         if (c->state == S_RUNNING && c->deadline_us && now >= c->deadline_us)
             command_doom(c, TIMED_OUT);
-        if (c->state == S_GRACE && (now >= c->grace_us || (c->job != J_RUN && c->out[0] < 0 && c->out[1] < 0)))
+        if (c->state == S_GRACE && (now >= c->grace_us || (c->out[0] < 0 && c->out[1] < 0)))
             command_settle(c);
         if (c->job == J_RUN)
             next = sooner(session_tick(c, now), next);

@@ -37,7 +37,6 @@
 #define ASK_AGAIN_US 3000  /* a shell that was made to leave a command may have left our question, too */
 #define YOUNG_US 200000
 #define GIVE_UP_US 1500000
-#define SETTLE_US 10000     /* what was written to a terminal reaches us a moment later */
 
 enum { TEXT, OUT, ERR, STATUS, NOTHING, IN };
 
@@ -260,12 +259,7 @@ static void command_reported(struct command *c, int code) {
         return; /* being killed: settled when nothing of it is left */
     c->status = (code & 255) << 8;
     c->took_us = now_us() - c->started_us;
-    if (c->peer->master < 0) {
-        command_settle(c);
-        return;
-    }
-    c->state = S_GRACE;
-    c->grace_us = now_us() + SETTLE_US;
+    command_settle(c);
 }
 
 static void take_line(struct command *session, const char *line) {
@@ -377,7 +371,7 @@ static int64_t interrupted_tick(struct command *run, int64_t now) {
 
 /* When to call again, or 0. */
 int64_t session_tick(struct command *run, int64_t now) {
-    if (run->state > S_KILLING || !run->peer || !run->grace_us || run->state == S_GRACE)
+    if (run->state > S_KILLING || !run->peer || !run->grace_us)
         return 0;
     if (run->state == S_RUNNING)
         return interrupted_tick(run, now);

@@ -251,6 +251,15 @@ async def test_on_a_terminal(sandbox: Sandbox) -> None:
     assert await said(session, "echo alive") == b"alive\n"
 
 
+async def test_a_terminals_output_belongs_to_its_command(sandbox: Sandbox) -> None:
+    """A terminal hands on what was written to it a moment later; no byte of it may be late."""
+    session = await sandbox.agent.open_session(pty=(90, 30))
+    for turn in range(60):
+        size = 1 + turn * 577
+        done = await session.run(f"head -c {size} /dev/zero | tr '\\0' x; printf %s end{turn}", timeout_s=10)
+        assert done.stdout.data == b"x" * size + f"end{turn}".encode()
+
+
 async def test_no_terminal_is_no_wait(session: Session) -> None:
     done = await run(session, "read x </dev/tty; echo $x", timeout_s=5)
     assert not done.timed_out and done.stderr.data
