@@ -18,7 +18,11 @@ NewDrill = Callable[[str], Drill]
 
 @pytest.fixture(scope="session")
 def image(cluster: Cluster) -> Path:
-    """The sandbox image as an archive on the shared filesystem, as a person would put it there."""
+    """The sandbox image as an archive on the shared filesystem, as a person would put it there.
+
+    Jobs get Slurm's own default between TERM and KILL: five seconds are few on a machine that is busy.
+    """
+    cluster.reconfigure(KillWait=30)
     archive = cluster.shared / "sandbox.tar"
     command = [sys.executable, "-m", "runtime_server.images", "save", str(archive)]
     subprocess.run(command, check=True, timeout=300)

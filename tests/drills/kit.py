@@ -262,6 +262,10 @@ class Drill:
         if left := self.live_jobs():
             self.cluster.run(["scancel", *left])
             self.wait(lambda: not self.live_jobs(), 60, "the end of jobs that a failed drill left")
+        if self.sandboxes():
+            for node in self.cluster.nodes:
+                everything = ["sh", "-c", "rm -rf /dev/shm/orc-* /var/tmp/orc-* /tmp/orc-*"]
+                self.cluster.run(everything, user=False, node=node)
 
     # --- the row ---
 

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from .conftest import NewDrill
+from .kit import Drill
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(600)]
 
@@ -81,15 +82,60 @@ def test_drill_command(new_drill: NewDrill) -> None:
     drill.row("as kill -9 of the runtime stub, and the command says that the run recovered")
 
 
-@pytest.mark.parametrize("part", ["agent", "conmon"])
-def test_sandbox_killed(new_drill: NewDrill, part: str) -> None:
-    drill = new_drill(f"kill -9 of a sandbox's {part}")
-    drill.train(2)
+# Run as root on the node, for a sandbox of these runs is gone within a second: kills the newest process whose
+# command line says the word, and which is process 1 of a namespace of its own if that is asked for.
+STRIKE = """
+import os, pathlib, sys, time
+word, first, end = sys.argv[1].encode(), sys.argv[2] == "first", time.monotonic() + 30
+def is_it(p):
+    numbers = next(l for l in (p / "status").read_text().splitlines() if l.startswith("NSpid:")).split()
+    alone = numbers[-1] == "1" and len(numbers) > 2
+    return word in (p / "cmdline").read_bytes().split(b"\\0")[0] and alone == first
+while time.monotonic() < end:
+    for p in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda p: -int(p.name)):
+        try:
+            if is_it(p):
+                os.kill(int(p.name), 9)
+                sys.exit(0)
+        except (OSError, StopIteration):
+            pass
+sys.exit(1)
+"""
+
+
+def strike(drill: Drill, word: str, which: str) -> None:
+    """Kill one, at once, on the runtime node."""
+    command = [drill.cluster.python, "-c", STRIKE, word, which]
+    drill.cluster.run(command, user=False, node=drill.node("runtime"), check=True)
+
+
+def test_agent_killed(new_drill: NewDrill) -> None:
+    drill = new_drill("kill -9 of a sandbox's agent, its first process")
+    run = drill.train(2)
+    log = run.err("training", drill.job("training"))
     drill.fault()
-    drill.cluster.kill(drill.part(part))
+    for _ in range(10):  # one that was just done with its work loses nothing
+        strike(drill, "agent", "first")
+        done = len(drill.steps())
+        drill.wait(lambda: "attempt 1:" in log.read_text() or len(drill.steps()) > done, 60, "a lost episode")  # noqa: B023
+        if "attempt 1:" in log.read_text():
+            break
+    else:
+        pytest.fail(f"no episode was hit\n{drill.story()}")
     drill.recovers()
     drill.ends("success")
-    drill.row("the episode is played again in a fresh sandbox")
+    drill.row("its episode is lost, masked, and played again in a fresh sandbox")
+
+
+def test_conmon_killed(new_drill: NewDrill) -> None:
+    drill = new_drill("kill -9 of conmon, ten times, each the monitor of a sandbox")
+    drill.train(2)
+    drill.fault()
+    for _ in range(10):
+        strike(drill, "conmon", "")
+    drill.recovers()
+    drill.ends("success")
+    drill.row("nothing is lost: a sandbox needs no monitor to work, nor to be removed")
 
 
 @pytest.mark.parametrize("role", ["runtime", "training"])

@@ -187,8 +187,8 @@ def test_preempted(new_drill: NewDrill) -> None:
     assert drill.lives("training") == (1, 2)
     assert drill.done_again() == 0
     drill.row(
-        "Slurm says nothing to a batch shell in the grace time of 10 s; TERM after it: a checkpoint; requeued; "
-        "goes on from there"
+        "Slurm says nothing to a batch shell in the grace time of 10 s; TERM after it: a checkpoint; "
+        "requeued; goes on from there"
     )
 
 
