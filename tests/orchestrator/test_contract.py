@@ -24,6 +24,7 @@ from orchestrator.contract import (
     Result,
     Role,
     RunDirectory,
+    ServerRecord,
     Superseded,
     WaitTimeout,
     wait_for,
@@ -188,3 +189,12 @@ def test_a_status_says_where_a_job_stands(run: RunDirectory) -> None:
     )
     run.publish(run.status("runtime"), status)
     assert run.read(run.status("runtime"), JobStatus) == status
+
+
+def test_records_of_servers_are_read_as_far_as_they_are_of_this_run(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path)
+    who = {"attempt": 1, "job_id": "", "nonce": "n", "host": "h", "pid": 1, "url": "http://h:1"}
+    for name, run_id in (("b", run.run_id), ("a", run.run_id), ("c", "another")):
+        run.publish(run.server(name), ServerRecord(name=name, run_id=run_id, **who))
+    run.publish(run.server("d"), "")
+    assert [record.name for record in run.read_servers()] == ["a", "b"]

@@ -90,6 +90,24 @@ def test_the_run_goes_on_with_the_rest_and_ends_with_the_last(pairs: list[Severa
     assert status is not None and "server was killed by SIGKILL while it served" in status.reason
 
 
+def test_a_fleet_that_is_gone_lives_again_in_the_same_job(pairs: list[Several], tmp_path: Path) -> None:
+    pair = several(pairs, tmp_path, runtime_nodes=2, runtime_max_restarts=1)
+    training_up(pair)
+    key = pair.run.read_text(pair.run.runtime_api_key)
+    for _ in range(2):
+        servers = pair.until_serving("1", "2")
+        before = {record.nonce for record in servers.values()}
+        for record in servers.values():
+            os.kill(record.pid, signal.SIGKILL)
+        until(lambda old=before: not old & {r.nonce for r in pair.serving().values()}, "their end")
+    again = pair.until_serving("1", "2")
+    assert {record.attempt for record in again.values()} == {2}
+    until(lambda: pair.flag().attempt == 2, "a flag of the new life")
+    assert pair.run.read_text(pair.run.runtime_api_key) == key
+    status = pair.status(Role.TRAINING)
+    assert status is not None and (status.attempt, status.phase) == (1, "running")
+
+
 def test_a_server_that_hangs_is_replaced(pairs: list[Several], tmp_path: Path) -> None:
     pair = several(pairs, tmp_path, runtime_nodes=2, peer_grace=2)
     training_up(pair)

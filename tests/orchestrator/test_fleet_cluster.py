@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from signal import Signals
 
 import pytest
 from cluster import Cluster
+from cluster.cluster import Process
 from slurmkit import Launches
 
 from orchestrator.contract import JobStatus, Role, RunDirectory, ServerRecord
@@ -42,15 +44,18 @@ def on_the_other_node(cluster: Cluster, run: RunDirectory) -> str:
     return "cpu2" if status.host == "cpu1" else "cpu1"
 
 
+def server_on(cluster: Cluster, node: str) -> list[Process]:
+    found = cluster.processes(node)
+    return [p for p in found if p.argv[1:3] == ["-m", "runtime_server"] and "--server" in p.argv]
+
+
 def test_a_server_on_each_node_comes_back_by_itself(cluster: Cluster) -> None:
     fleets = Fleets(cluster)
     run = fleets.begin()
     before = fleets.servers(run)
     assert {record.host for record in before.values()} == {"cpu1", "cpu2"}
     far = on_the_other_node(cluster, run)
-    (victim,) = [
-        p for p in cluster.processes(far) if p.argv[1:3] == ["-m", "runtime_server"] and "--server" in p.argv
-    ]
+    (victim,) = server_on(cluster, far)
     cluster.kill(victim)
     cluster.wait(
         lambda: fleets.servers(run)["2"].nonce != before["2"].nonce, 60, f"a new life\n{fleets.logs(run)}"
@@ -60,6 +65,20 @@ def test_a_server_on_each_node_comes_back_by_itself(cluster: Cluster) -> None:
     health = f"http://{far}:{fleets.servers(run)['2'].url.rpartition(':')[2]}/health"
     ask = ["-c", "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=9).status)", health]
     assert cluster.run([cluster.python, *ask]).stdout.strip() == "200"
+    fleets.cancel(run)
+
+
+def test_a_server_that_hangs_on_another_node_is_replaced(cluster: Cluster) -> None:
+    fleets = Fleets(cluster)
+    run = fleets.begin("training.peer_grace=6")
+    before = fleets.servers(run)["2"]
+    (hung,) = server_on(cluster, on_the_other_node(cluster, run))
+    cluster.kill(hung, Signals.SIGSTOP)
+    cluster.wait(
+        lambda: fleets.servers(run)["2"].nonce != before.nonce, 90, f"a new life\n{fleets.logs(run)}"
+    )
+    assert fleets.said(run, "runtime.server_ended", server="2", again=True)
+    assert hung.pid not in {process.pid for process in cluster.processes()}
     fleets.cancel(run)
 
 
