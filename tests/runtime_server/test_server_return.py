@@ -29,19 +29,21 @@ def folder() -> Iterator[Path]:
 
 async def test_what_ran_is_found_again(folder: Path) -> None:
     first = Server.start("--state-dir", str(folder))
-    async with first.client() as client:
-        sandbox = BoundSandbox(client, await client.create())
-        process = await sandbox.start("echo one; read line; echo two $line", stdin=True)
-        ended = await sandbox.start("echo short; exit 4")
-        await ended.wait()
-        async with aclosing(process.output()) as output:
-            assert (await anext(output)).data == "one\n"
-        opened = await client.open_session(sandbox.id, OpenSession(name="kept"))
-        session = RemoteSession(client, sandbox.id, opened)
-        await session.run("cd /usr; x=still")
-        left = await session.run("echo a; sleep 3; echo b", timeout_s=0.2, on_timeout="leave")
-        assert left.running
-    first.stop(signal.SIGKILL)
+    try:
+        async with first.client() as client:
+            sandbox = BoundSandbox(client, await client.create())
+            process = await sandbox.start("echo one; read line; echo two $line", stdin=True)
+            ended = await sandbox.start("echo short; exit 4")
+            await ended.wait()
+            async with aclosing(process.output()) as output:
+                assert (await anext(output)).data == "one\n"
+            opened = await client.open_session(sandbox.id, OpenSession(name="kept"))
+            session = RemoteSession(client, sandbox.id, opened)
+            await session.run("cd /usr; x=still")
+            left = await session.run("echo a; sleep 3; echo b", timeout_s=0.2, on_timeout="leave")
+            assert left.running
+    finally:
+        first.stop(signal.SIGKILL)
     second = Server.start("--state-dir", str(folder))
     try:
         async with second.client() as client:
