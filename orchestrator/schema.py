@@ -81,6 +81,8 @@ class Sandbox(Section):
     """Processes in one sandbox."""
     shm: Mebibytes = 64
     """Size of /dev/shm, in MiB."""
+    disk: Mebibytes = 10_240
+    """What a sandbox may write, in MiB, beyond its image; and 64 files for each MiB."""
     ttl: Seconds = 3600
     """A sandbox that nobody used for so long is removed."""
     command_timeout: Seconds = 120
