@@ -24,6 +24,7 @@ from runtime_server.errors import SandboxError
 
 WANTED_S = 900.0  # a batch that never came is forgotten
 LOOK_S, REST_S = 0.5, 5.0
+CALM_S = 0.2  # a burst is served first, then what it took is made again
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Pool:
         self._make, self._drop, self._room, self._least = make, drop, room, least
         self.ready: list[Warm] = []
         self.wanted: dict[str, int] = {}
-        self._until = 0.0
+        self._until = self._taken = 0.0
         self._change = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -81,6 +82,7 @@ class Pool:
         for warm in reversed(self.ready):
             if not warm.agent.closed and _same_limits(warm.recipe, recipe):
                 self.ready.remove(warm)
+                self._taken = time.monotonic()
                 self._change.set()
                 return warm
         return None
@@ -105,6 +107,9 @@ class Pool:
         while len(self.ready) > self.target:
             await self._drop(self.ready.pop(0))
         while len(self.ready) < self.target:
+            if self.ready and (busy := self._taken + CALM_S - time.monotonic()) > 0:
+                await asyncio.sleep(busy)
+                continue
             self.ready.append(await self._make())
 
 

@@ -35,6 +35,9 @@ from typing import Any
 NEWNS = 0x0002_0000
 MS_NOSUID, MS_NODEV, MS_MOVE, MNT_DETACH = 2, 4, 0x2000, 2
 OPEN_TREE, MOVE_MOUNT, PIVOT_ROOT, OPENAT2 = 428, 429, 155, 437
+FSOPEN, FSCONFIG, FSMOUNT = 430, 431, 432
+SET_FLAG, SET_STRING, CREATE, FSOPEN_CLOEXEC, MOUNT_NODEV = 0, 1, 6, 1, 4
+VALUE_MAX = 256  # of one option, when the options are set one by one
 CLONE, CLOEXEC, EMPTY_PATH, RECURSIVE, CWD = 1, os.O_CLOEXEC, 0x1000, 0x8000, -100
 FROM_EMPTY_PATH = 4
 RESOLVE_NO_MAGIC, RESOLVE_IN_ROOT, RESOLVE_NO_LINKS = 0x02, 0x10, 0x04
@@ -83,9 +86,35 @@ def _in_root(root: int, path: str, flags: int, resolve: int = RESOLVE_IN_ROOT) -
 
 def detached(request: dict[str, Any], here: str) -> int:
     """The overlay as a mount that is attached nowhere."""
-    lowers = ":".join(request["lowers"])
-    data = f"lowerdir={lowers},upperdir={request['upper']},workdir={request['work']}{request['options']}"
     os.chdir(request["links"])  # the layers by short names: the options have room for 4096 bytes
+    values = {
+        "lowerdir": ":".join(request["lowers"]),
+        "upperdir": request["upper"],
+        "workdir": request["work"],
+    }
+    flags = [name for name in request["options"].split(",") if name]
+    if max(map(len, values.values())) < VALUE_MAX:
+        with contextlib.suppress(OSError):  # the other way says what is wrong
+            return _made(values, flags)
+    return _taken_off(",".join([*(f"{name}={value}" for name, value in values.items()), *flags]), here)
+
+
+def _made(values: dict[str, str], flags: list[str]) -> int:
+    """It never was attached: nothing has to wait until it is off again."""
+    opened = _syscall(FSOPEN, b"overlay", FSOPEN_CLOEXEC, what="fsopen")
+    try:
+        for name, value in values.items():
+            _syscall(FSCONFIG, opened, SET_STRING, name.encode(), os.fsencode(value), 0, what=name)
+        for name in flags:
+            _syscall(FSCONFIG, opened, SET_FLAG, name.encode(), None, 0, what=name)
+        _syscall(FSCONFIG, opened, CREATE, None, None, 0, what="overlay")
+        return _syscall(FSMOUNT, opened, FSOPEN_CLOEXEC, MOUNT_NODEV, what="fsmount")
+    finally:
+        os.close(opened)
+
+
+def _taken_off(data: str, here: str) -> int:
+    """Mounted for an instant where only this process sees it."""
     _mount("overlay", here, "overlay", MS_NODEV, data)
     try:
         return _syscall(
