@@ -147,6 +147,7 @@ class Ledger:
             box.container = await self.boxes.engine.adopt(Container(**{**told, "layer": box.container.layer}))
             box.agent = await listener.accept(box.container.pid, COME_S)
             box.agent.environment = entry["environment"]
+            await box.open_network()
             if box.paused:
                 box.paused = False
                 await box.pause(self.boxes.engine)

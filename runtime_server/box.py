@@ -26,6 +26,8 @@ from pathlib import Path
 from orchestrator.schema import Sandbox as Defaults
 from runtime_server import wire
 from runtime_server.agent import AgentConnection, AgentError, AgentLost, Finished, Kept
+from runtime_server.allowlist import Allowlist
+from runtime_server.egress import Egress
 from runtime_server.engines import Container, Engine, Image, Recipe
 from runtime_server.engines.watch import kills
 from runtime_server.errors import (
@@ -80,6 +82,7 @@ class Box:
     busy: int = 0
     paused: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of those who pause, resume and copy
+    egress: Egress | None = None
     tags: deque[str] = field(default_factory=deque)
     reason: str = ""
     finished: bool = False  # its processes are killed, or being killed
@@ -128,6 +131,16 @@ class Box:
         code = Code(self.reason or Code.SANDBOX_DIED)
         kind = Unavailable if code == Code.SERVER_DRAINING else Gone
         return kind(f"{self.id}: {_SAID[code]}", code)
+
+    async def open_network(self) -> None:
+        """Its way to the hosts that it may reach, if there are any. SandboxError."""
+        if self.recipe.allow:
+            self.egress = await Egress.open(self.container.pid, Allowlist.of(self.recipe.allow))
+
+    async def close_network(self) -> None:
+        egress, self.egress = self.egress, None
+        if egress is not None:
+            await egress.close()
 
     # --- what one can do with it ---
 

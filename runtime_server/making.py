@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.schema import Runtime
-from runtime_server import wire
+from runtime_server import egress, wire
 from runtime_server.agent import AgentListener, AgentLost
 from runtime_server.box import Box
 from runtime_server.engines import SOCKET, Container, Engine, Image, Recipe
@@ -76,9 +76,11 @@ class Maker:
         warm, dressed = await self._warm(recipe, only=basis.snapshot is not None)
         box = self._box(identity, request, basis, dressed, warm)
         try:
+            await box.open_network()
             with self.phase("setup"):
                 await self._set_up(box, request.setup)
         except BaseException:  # cancelled or failed: nothing of it may stay
+            await asyncio.shield(box.close_network())
             await asyncio.shield(self.undo(Warm(dressed, warm.agent, warm.io, recipe)))
             raise
         return box
@@ -147,8 +149,9 @@ class Maker:
                     Code.CREATE_FAILED,
                 )
 
-    def check(self, limits: wire.Limits) -> None:
-        """BadRequest for more than this node has."""
+    def check(self, limits: wire.Limits, network: wire.Network) -> None:
+        """BadRequest for more than this node has, and for hosts that cannot be allowed."""
+        egress.rules(network)
         cpus = os.cpu_count() or 1
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         if (limits.cpus or 0) > cpus or (limits.memory_mb or 0) > memory:
@@ -163,7 +166,7 @@ class Maker:
             name="",
             image=basis.image.id,
             io=Path(),
-            env={**basis.env, **request.env},
+            env={**basis.env, **(egress.ENVIRONMENT if request.network.allow else {}), **request.env},
             workdir=request.workdir or basis.workdir,
             as_root=basis.image.as_root,
             cpus=limits.cpus or (given.cpus if given else defaults.cpus),
@@ -172,6 +175,7 @@ class Maker:
             shm_mb=defaults.shm,
             disk_mb=limits.disk_mb or defaults.disk,
             layers=basis.layers,
+            allow=tuple(request.network.allow),
         )
 
     def _box(

@@ -172,7 +172,7 @@ class Sandboxes:
         identity: str = "",
     ) -> Birth:
         """Begin to make one. `ticket`: of a place that is ours already; `identity`: the one promised."""
-        self.maker.check(request.limits)
+        self.maker.check(request.limits, request.network)
         with self.metrics.creating("image"):
             image = await self.engine.image(request.image or self.config.sandbox.image)
         basis = Basis(image)
@@ -274,7 +274,11 @@ class Sandboxes:
                 "command_timeout_s": limits.command_timeout,
                 "max_output": limits.max_output,
             },
-            features=[*FEATURES, *(("snapshot", "fork", "warm") if facts.dresses else ())],
+            features=[
+                *FEATURES,
+                *(("snapshot", "fork", "warm") if facts.dresses else ()),
+                *(("egress-allowlist",) if facts.enforced.get("network_isolation") else ()),
+            ],
             notes=[*facts.notes],
         )
 
@@ -345,7 +349,10 @@ class Sandboxes:
 
     async def watch(self, box: Box) -> None:
         """Notices when the agent is gone: then the sandbox is dead, and calls say why."""
-        await box.agent.wait_closed()
+        try:
+            await box.agent.wait_closed()
+        finally:
+            await box.close_network()
         if box.end(box.death()) or box.id in self.boxes:
             await self._finish(box)
 

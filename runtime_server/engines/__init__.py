@@ -50,6 +50,7 @@ class Recipe:
     disk_mb: int = 0  # 0: as much as there is
     layers: tuple[str, ...] = ()  # directories of its root, the top one first; () leaves that to the engine
     user: str = ""  # "" is root, or whom the image names
+    allow: tuple[str, ...] = ()  # hosts it may reach, through the server's proxy (egress.py)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from runtime_server.client import BoundSandbox
+from runtime_server.wire import CreateSandbox, Network
 
 from .kit import Field, attempt, refused
 
@@ -190,3 +191,45 @@ async def test_after_delete(field: Field) -> str:
     assert codes == [404, 404, 404]
     await BoundSandbox(field.client, made).delete()
     return "404"
+
+
+@attempt(
+    "out through the proxy", "names and ports off the list, localhost, addresses in every spelling, metadata",
+    "an allowlist of names; every address is checked, and the one that was checked is connected",
+)  # fmt: skip
+async def test_proxy(field: Field) -> str:
+    api = field.world.server.url.rpartition(":")[2]
+    rules = ["localhost", f"localhost:{api}", socket.gethostname().lower(), "allowed.example"]
+    network = Network(
+        mode="allowlist", allow=[rule for rule in rules if "." in rule or rule.startswith("localhost")]
+    )
+    made = await field.client.create(CreateSandbox(network=network))
+    targets = [
+        "localhost:80",
+        f"localhost:{api}",
+        f"127.0.0.1:{api}",
+        "2130706433:80",
+        "0x7f000001:80",
+        "[::1]:80",
+    ]
+    targets += [
+        "[::ffff:127.0.0.1]:80",
+        "169.254.169.254:80",
+        "metadata.google.internal:80",
+        "evil.example:443",
+    ]
+    targets += ["allowed.example:22", "allowed.example.evil:443", "localhost.:80", "LOCALHOST:443"]
+    code = f"""
+import socket
+for target in {targets!r}:
+    with socket.create_connection(('127.0.0.1', 3128), 20) as one:
+        one.sendall(f'CONNECT {{target}} HTTP/1.1\\r\\n\\r\\n'.encode())
+        print(one.recv(100).split()[1].decode())
+with socket.create_connection(('127.0.0.1', 3128), 20) as one:
+    one.sendall(b'GET http://localhost:{api}/v1/sandboxes HTTP/1.1\\r\\n\\r\\n')
+    print(one.recv(100).split()[1].decode())
+"""
+    said = await field.python(code, timeout_s=60, on=BoundSandbox(field.client, made))
+    await field.client.delete(made.id)
+    assert set(said.split()) <= {"403", "400", "502"}, said
+    return f"{len(targets) + 1} requests: {' '.join(sorted(set(said.split())))}"
