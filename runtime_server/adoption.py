@@ -203,7 +203,8 @@ class Told:
             self.boxes[entry["box"]["id"]] = entry
             self.births.pop(entry["box"]["id"], None)
         elif "birth" in entry:
-            self.births[entry["birth"]["id"]] = entry
+            if entry["birth"]["id"] not in self.boxes:  # the promise was written while it was kept
+                self.births[entry["birth"]["id"]] = entry
         elif "snapshot" in entry:
             self.snapshots[entry["snapshot"]["id"]] = entry
         elif "over" in entry:

@@ -95,8 +95,7 @@ class Sandboxes:
     # --- life of the server ---
 
     async def start(self) -> None:
-        """Starts the engine, looks whether the default image is there, takes over what an earlier server
-        of this job left. EngineError, NotFound."""
+        """With what an earlier server of this job left. EngineError; NotFound without a default image."""
         if self._reaper is not None:
             return
         await self.engine.start()
@@ -335,6 +334,7 @@ class Sandboxes:
         self.metrics.create_s.observe(time.perf_counter() - taken)
         self.metrics.created.inc()
         self.background(self.watch(box))
+        self.births.forget(birth)
         return box
 
     def patience(self, asked_s: float | None) -> float:

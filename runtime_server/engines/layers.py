@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -115,6 +116,7 @@ class Layers:
         self.state = state
         self._fast, self._slow = Helper(service, state.here), Helper(service, state.here)
         self._names: dict[str, str] = {}
+        self._numbers = itertools.count()
         self._options = ",userxattr" if os.getuid() else ""
 
     async def start(self, volatile: bool) -> None:
@@ -164,6 +166,8 @@ class Layers:
 
     async def remove(self, folder: Path) -> None:
         """A writable or a frozen layer; whatever is left is removed with the server's state."""
+        if (name := self._names.pop(str(folder), None)) is not None:
+            (self.state.links / name).unlink(missing_ok=True)
         with contextlib.suppress(SandboxError):
             await self._slow.ask(COPY_S, do="remove", path=str(folder))
 
@@ -177,7 +181,7 @@ class Layers:
     def _short(self, path: str) -> str:
         """A link of few characters: the options of one mount have room for 4096."""
         if path not in self._names:
-            name = format(len(self._names), "x")
+            name = format(next(self._numbers), "x")
             link = self.state.links / name
             link.unlink(missing_ok=True)
             link.symlink_to(path)

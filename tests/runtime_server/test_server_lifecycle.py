@@ -193,9 +193,11 @@ async def test_a_create_that_does_not_wait_is_promised(client: Client, served: S
     assert (
         await client.create(CreateSandbox(wait_s=0, labels={"x": "y"}), key="promise-1")
     ).id == promised.id
-    with pytest.raises(SandboxError) as forgotten:
-        await client.get(second.id)
-    assert forgotten.value.code == Code.SANDBOX_NOT_FOUND
+    await client.delete(promised.id)
+    for nobody in (second, promised):
+        with pytest.raises(SandboxError) as forgotten:
+            await client.exec(nobody.id, Exec(command="true"))
+        assert forgotten.value.code == Code.SANDBOX_NOT_FOUND
 
 
 async def test_what_became_of_a_promise_that_failed(client: Client) -> None:
