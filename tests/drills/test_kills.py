@@ -128,14 +128,13 @@ def test_agent_killed(new_drill: NewDrill) -> None:
 
 
 def test_conmon_killed(new_drill: NewDrill) -> None:
-    drill = new_drill("kill -9 of conmon, ten times, each the monitor of a sandbox")
+    drill = new_drill("kill -9 of a sandbox's conmon")
     drill.train(2)
     drill.fault()
-    for _ in range(10):
-        strike(drill, "conmon", "")
+    strike(drill, "conmon", "")  # once: an episode that is hit at each of its tries is masked, and rightly so
     drill.recovers()
     drill.ends("success")
-    drill.row("nothing is lost: a sandbox needs no monitor to work, nor to be removed")
+    drill.row("no episode is lost for good; a sandbox that was just being made is made again")
 
 
 @pytest.mark.parametrize("role", ["runtime", "training"])
