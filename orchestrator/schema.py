@@ -94,8 +94,8 @@ class Sandbox(Section):
 class Runtime(Job):
     """The runtime job: CPU nodes that serve sandboxes."""
 
-    engine: Literal["podman"] = "podman"
-    """What makes the sandboxes."""
+    engine: Literal["podman", "apptainer", "process"] = "podman"
+    """What makes the sandboxes. `process` isolates nothing: for debugging on a machine of your own."""
     host: str = "0.0.0.0"  # noqa: S104 - other nodes must reach it; every route needs the key
     """Address that the server binds."""
     advertise_host: str = ""

@@ -59,6 +59,7 @@ from runtime_server.sandboxes import Sandboxes
 from runtime_server.wire import API_KEY_HEADER
 
 log = logging.getLogger("runtime_server")
+ENGINES = ("podman", "apptainer", "process")
 
 
 class Refused(Exception):
@@ -101,6 +102,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--state-dir", help="where to keep state; one that was killed there is taken over by the next"
     )
+    parser.add_argument("--engine", choices=ENGINES, help="what makes the sandboxes (default podman)")
     parser.add_argument("--verbose", action="store_true", help="log every request")
     parser.add_argument("--sweep", action="store_true", help="remove what killed servers left, then exit")
     parser.add_argument("--dry-run", action="store_true", help="with --sweep: list it, remove nothing")
@@ -118,7 +120,7 @@ def settings(options: argparse.Namespace) -> Settings:
     """Raises Refused for a configuration that cannot be."""
     run = RunDirectory(options.run_dir) if options.run_dir else None
     whole = _config_of(run) if run else Config(runtime=Runtime(host="127.0.0.1"))
-    names = ("host", "port", "state_dir")
+    names = ("host", "port", "state_dir", "engine")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     sandbox = whole.runtime.sandbox.model_dump() | ({"image": options.image} if options.image else {})
     try:
@@ -250,6 +252,8 @@ async def _unawaited(work: Callable[[], None]) -> None:
 
 def _provide(config: Runtime) -> None:
     """Have the images here before anything starts; the first server on a node does it for all."""
+    if config.engine != "podman":
+        return
     find_programs()
     files = [Path(name).expanduser() for name in config.image_archives]
     provide(store_of(config), config.sandbox.image, files, log.info)

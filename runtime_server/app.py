@@ -30,7 +30,7 @@ from runtime_server.dialects.common import base_url
 from runtime_server.dialects.front import Front
 from runtime_server.dialects.images import Aliases
 from runtime_server.dialects.runtimes import Runtimes
-from runtime_server.engines.podman import PodmanEngine
+from runtime_server.engines.choice import engine_of
 from runtime_server.errors import BY_STATUS, BadRequest, Internal, SandboxError
 from runtime_server.gate import Gate, read_body
 from runtime_server.idempotency import Idempotency
@@ -149,11 +149,11 @@ def create_app(
 
 
 def default_sandboxes(config: Runtime, claim: str = "") -> Sandboxes:
-    """Podman's, with the agent of this machine and the image store of this user.
+    """Of the engine that is configured, with the agent of this machine and the image store of this user.
 
     With a `claim` it takes over what a killed server of the same claim left on this node.
     """
-    return Sandboxes(config, PodmanEngine(config, agent_binary(), store_of(config), claim=claim))
+    return Sandboxes(config, engine_of(config, agent_binary(), store_of(config), claim))
 
 
 def store_of(config: Runtime) -> Path:
