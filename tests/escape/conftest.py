@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,9 +61,20 @@ def _run(server: Server) -> Iterator[Server]:
     assert traces(folders) == []
 
 
-ENGINES: dict[str, Callable[[], object]] = {"podman, root": _as_root, "podman, ordinary user": _as_user}
+@contextmanager
+def _as_nothing() -> Iterator[Server]:
+    """The engine that is no sandbox."""
+    yield from _run(Server.start("--engine", "process"))
+
+
+ENGINES: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+    "podman, root": _as_root,
+    "podman, ordinary user": _as_user,
+    "process": _as_nothing,
+}
 LACKING = {
     "podman, root": "" if ROOT else "needs root",
+    "process": "",
     "podman, ordinary user": "" if ROOT and shutil.which("newuidmap") else "needs root, and newuidmap",
 }
 
@@ -72,7 +83,7 @@ LACKING = {
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     if LACKING[request.param]:
         pytest.skip(LACKING[request.param])
-    with ENGINES[request.param]() as server:  # type: ignore[attr-defined]
+    with ENGINES[request.param]() as server:
         yield World(request.param, server, asyncio.run(_neighbour(server)))
 
 

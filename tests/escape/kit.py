@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from serverkit import Server
 
 from runtime_server.client import BoundSandbox, Client
@@ -31,6 +32,21 @@ ROWS_TO = "ORCHESTRATE_ESCAPE"
 HERE = Path(__file__).parent
 PRELUDE = (HERE / "inside.py").read_text()
 UNCONFINED = "process"  # what this engine does not contain is said, not hidden
+# What holds there too, for it is the agent's doing or the server's. The rest would be done to this machine.
+EVERYWHERE = {
+    *("test_mount", "test_namespaces", "test_keyrings", "test_tracing", "test_io_uring", "test_foreign"),
+    *("test_kill_agent", "test_tiocsti", "test_renamed", "test_daemon", "test_balloon", "test_output"),
+    *(
+        "test_invalid_text",
+        "test_many_commands",
+        "test_frames_in_output",
+        "test_after_delete",
+        "test_other_key",
+    ),
+    *("test_master_key_inside", "test_session_key_outside", "test_key_after_delete", "test_forged_ids"),
+    *("test_wrong_keys", "test_headers", "test_ten_thousand", "test_body", "test_slow", "test_smuggling"),
+    *("test_url_paths", "test_forwarded", "test_json", "test_terminal_codes"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,13 @@ def attempt(what: str, tried: str, contained: str) -> Callable[[Attempt], Callab
     def decorate(function: Attempt) -> Callable[..., Awaitable[None]]:
         @functools.wraps(function)
         async def run(field: Field, **more: Any) -> None:
+            if not field.world.confined and function.__name__ not in EVERYWHERE:
+                note(
+                    Row(
+                        what, tried, contained, field.world.engine, "not contained: this engine is no sandbox"
+                    )
+                )
+                pytest.skip("the engine process isolates nothing")
             seen = await function(field=field, **more)
             assert seen, "an attempt says what was seen"
             await field.others_answer()
