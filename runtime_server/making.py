@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -134,10 +135,12 @@ class Maker:
 
     async def _undo(self, container: Container | None, recipe: Recipe, listener: AgentListener) -> None:
         await listener.close()
-        if container is not None:
-            with contextlib.suppress(SandboxError):
-                await self.engine.kill(container)
-                await self.engine.remove(container, recipe.io)
+        if container is None:
+            await asyncio.to_thread(shutil.rmtree, recipe.io, ignore_errors=True)
+            return
+        with contextlib.suppress(SandboxError):
+            await self.engine.kill(container)
+            await self.engine.remove(container, recipe.io)
 
     async def _set_up(self, box: Box, commands: list[str]) -> None:
         for command in commands:

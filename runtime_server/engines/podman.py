@@ -37,6 +37,7 @@ from runtime_server.engines import (
     Facts,
     Image,
     Recipe,
+    monitors,
     namespace,
     pausing,
     processes,
@@ -265,7 +266,12 @@ class PodmanEngine:
 
     async def create(self, recipe: Recipe, rootfs: Path | None = None) -> Container:
         body = json.dumps(create_body(recipe, self._node, rootfs))
-        made = await self._api.json("POST", "/containers/create", data=body, busy=True)
+        try:
+            made = await self._api.json("POST", "/containers/create", data=body, busy=True)
+        except SandboxError:  # a service that was killed may have made it before
+            with contextlib.suppress(SandboxError):
+                await self._delete(recipe.name)
+            raise
         identity = str(made["Id"])
         try:
             await self._api.call("POST", f"/containers/{identity}/start", busy=True)
@@ -316,7 +322,7 @@ class PodmanEngine:
         await asyncio.to_thread(pausing.resume, container)
 
     async def adopt(self, container: Container) -> Container:
-        if not self._is_ours(container.id, container.pid):
+        if not monitors.is_of(self.state, container.id, container.pid):
             raise Gone("its first process has ended", Code.EVICTED)
         self._images.hold(container.image)
         usage = self._gauge.add(container.layer, container.pid, container.disk_mb)
@@ -336,18 +342,15 @@ class PodmanEngine:
         if self._watch and container.watched:
             self._watch.drop(container.watched)
         self._gauge.drop(container.usage)
-        conmon = self._conmon(container.id)
-        if self._is_ours(container.id, container.pid):
+        conmon = monitors.pid_of(self.state, container.id)
+        if monitors.is_of(self.state, container.id, container.pid):
             pausing.thaw_of(container.pid)
             processes.send(container.pid)
             await processes.wait_gone(container.pid, GONE_S)
         if conmon:
             await processes.wait_gone(conmon, GONE_S)
-
-    def _is_ours(self, identity: str, pid: int) -> bool:
-        """Whether the pid is still that of this container, and not another process's by now."""
-        parent = processes.stat_fields(pid)
-        return bool(parent) and int(parent[1]) == self._conmon(identity) != 0
+        else:
+            monitors.tell_end(self.state, container.id)
 
     async def remove(self, container: Container, io: Path) -> None:
         await self._delete(container.id)
@@ -360,24 +363,16 @@ class PodmanEngine:
         params = {"force": True, "timeout": 0, "v": False}
         with contextlib.suppress(NotFound):
             await self._api.call("DELETE", f"/containers/{identity}", params=params, busy=True)
+        if self._node.cgroup:  # a runtime that was killed in the middle of a start does not come back to it
+            processes.remove_cgroups(f"{self._node.cgroup}/libpod-{identity}")
 
     async def _inspect(self, identity: str) -> Any:
         return await self._api.json("GET", f"/containers/{identity}/json")
 
-    def _userdata(self, identity: str) -> Path:
-        return self.state.runroot / "overlay-containers" / identity / "userdata"
-
     async def _pid(self, identity: str) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            return int((self._userdata(identity) / "pidfile").read_text())
+        if pid := monitors.first_process(self.state, identity):
+            return pid
         return int((await self._inspect(identity))["State"]["Pid"])
-
-    def _conmon(self, identity: str) -> int:
-        """The pid of its monitor, 0 when that has ended."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((self._userdata(identity) / "conmon.pid").read_text())
-            return pid if identity.encode() in processes.command_line(pid) else 0
-        return 0
 
     async def _revive(self) -> bool:
         """Start the service again when it has died. False when it is not the service's death."""

@@ -34,7 +34,8 @@ class Api:
     def __init__(self, threads: int, revive: Callable[[], Awaitable[bool]]) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="podman")
         self._client: PodmanClient | None = None
-        self._revive = revive
+        self._revive, self._reviving = revive, asyncio.Lock()
+        self._life = 0  # of the service: how often it was started again
 
     def connect(self, socket: Path) -> None:
         self._client = PodmanClient(base_url=f"unix://{socket}", max_pool_size=16)
@@ -62,14 +63,15 @@ class Api:
         busy: bool = False,
     ) -> Any:
         """One API call. NotFound on 404, else Internal (create_failed). A dead service is started again."""
-        session = self._session()
+        session, life = self._session(), self._life
         call: Callable[[], Any] = lambda: _send(session, method, path, data, params, timeout_s)  # noqa: E731
         for left in range(BUSY_TRIES if busy else 1, 0, -1):
             try:
                 answer = await self._in_thread(call)
             except (requests.ConnectionError, APIError) as error:
-                if not await self._revive() or left == 1:
+                if not await self._lives_again(life) or left == 1:
                     raise Internal(f"Podman does not answer: {error}", Code.CREATE_FAILED) from error
+                life = self._life
                 continue
             except requests.RequestException as error:
                 raise Internal(f"Podman took longer than {timeout_s:g} s", Code.CREATE_FAILED) from error
@@ -80,6 +82,14 @@ class Api:
                 kind = NotFound if answer.status_code == 404 else Internal
                 raise kind(f"Podman: {cause}", Code.CREATE_FAILED)
         raise AssertionError("unreachable")
+
+    async def _lives_again(self, life: int) -> bool:
+        """Whether the service was started again since a call in that life of it: by us, or for another call
+        that broke off in the same instant."""
+        async with self._reviving:
+            if self._life == life:
+                self._life += await self._revive()
+            return self._life != life
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)

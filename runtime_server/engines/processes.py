@@ -50,6 +50,14 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def cgroup_text(pid: int) -> str:
+    """The cgroups that it is in, as the kernel tells them; "" when there is no such process."""
+    try:
+        return (PROC / str(pid) / "cgroup").read_text()
+    except OSError:
+        return ""
+
+
 def all_pids() -> Iterable[int]:
     return (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
 

@@ -1,0 +1,56 @@
+"""The monitors of containers: one conmon each, by which Podman learns what became of a container.
+
+What it is
+    Where Podman keeps the pids, whether a process is still that of its container, and what to do in place
+    of a monitor that was killed.
+
+What it does not do
+    It starts and ends nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+from runtime_server.engines import processes
+from runtime_server.engines.state import State
+
+
+def folder(state: State, identity: str) -> Path:
+    return state.runroot / "overlay-containers" / identity / "userdata"
+
+
+def first_process(state: State, identity: str) -> int:
+    """By the file that the monitor wrote; 0 when there is none."""
+    return _number(folder(state, identity) / "pidfile")
+
+
+def pid_of(state: State, identity: str) -> int:
+    """The pid of its monitor, 0 when that has ended."""
+    pid = _number(folder(state, identity) / "conmon.pid")
+    return pid if pid and identity.encode() in processes.command_line(pid) else 0
+
+
+def is_of(state: State, identity: str, pid: int) -> bool:
+    """Whether the pid is still that of this container, and not another process's by now: by its monitor, and
+    where that was killed by its cgroup."""
+    parent = processes.stat_fields(pid)
+    if not parent:
+        return False
+    return int(parent[1]) == pid_of(state, identity) != 0 or identity in processes.cgroup_text(pid)
+
+
+def tell_end(state: State, identity: str) -> None:
+    """In place of a monitor that was killed: without this file Podman waits for the end of the container, and
+    never has the runtime forget it."""
+    if folder(state, identity).is_dir():
+        with contextlib.suppress(OSError), (state.tmp / "exits" / identity).open("x") as file:
+            file.write(str(128 + signal.SIGKILL))
+
+
+def _number(file: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text())
+    return 0

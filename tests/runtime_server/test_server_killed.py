@@ -1,0 +1,69 @@
+"""What others kill beneath a server: monitors of containers, Podman's service. Nothing of it may stay."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+from serverkit import Server, state_of, until
+
+from runtime_server.client import Client
+from runtime_server.engines import processes
+from runtime_server.engines.state import State, bases
+from runtime_server.errors import SandboxError
+
+pytestmark = pytest.mark.container
+
+
+@pytest.fixture
+def state(server: Server) -> State:
+    """Its directories: run-time state, and storage."""
+    (root,) = [path for path in state_of(server.process.pid) if (path / "podman.sock").exists()]
+    return State(root, bases()[1] / root.name)
+
+
+def _conmons(state: State) -> list[int]:
+    return sorted(set(processes.naming(state.token)) - set(processes.services(state.token)))
+
+
+def _left(state: State) -> list[str]:
+    """Of containers: directories, runtime state, cgroups, layers, words of monitors."""
+    folders = [state.io, state.oci, state.layers, state.tmp / "exits"]
+    cgroups = [path for top in processes.cgroups_of(state.cgroup) for path in top.glob("libpod-*")]
+    return [str(path) for folder in folders for path in folder.iterdir()] + [*map(str, cgroups)]
+
+
+async def test_a_sandbox_whose_monitor_was_killed_works_and_goes_as_a_whole(
+    client: Client, state: State
+) -> None:
+    box = await client.create()
+    (conmon,) = _conmons(state)
+    (agent,) = processes.children([conmon])
+    os.kill(conmon, signal.SIGKILL)
+    processes.gone(conmon, 10)
+    async with asyncio.timeout(60):
+        assert (await client.get(box.id)).state == "running"
+        await client.delete(box.id)
+        assert not processes.started(agent)
+        await until(lambda: not _left(state))
+
+
+async def test_creates_and_deletes_outlive_the_service(client: Client, state: State) -> None:
+    """They go on with the next one, all of them; a create that cannot leaves nothing behind."""
+    made = [await client.create() for _ in range(3)]
+    for _ in range(2):
+        work = [asyncio.create_task(client.create()) for _ in range(6)]
+        work += [asyncio.create_task(client.get(made[0].id))]
+        gone = [asyncio.create_task(client.delete(box.id)) for box in made]
+        await until(lambda: len(_conmons(state)) > 3)
+        for pid in processes.services(state.token):
+            os.kill(pid, signal.SIGKILL)
+        done = await asyncio.gather(*work, return_exceptions=True)
+        await asyncio.gather(*gone)
+        assert all(isinstance(one, SandboxError) for one in done if isinstance(one, BaseException))
+        made = [one for one in (await client.list()).sandboxes if one.state == "running"]
+    for box in made:
+        await client.delete(box.id)
+    await until(lambda: not _left(state), 40)
