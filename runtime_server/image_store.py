@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from runtime_server.engines import namespace
-from runtime_server.engines.state import NETWORK_FILESYSTEMS, filesystem
+from runtime_server.engines.filesystems import networked
 
 FILL_S = 900
 
@@ -42,7 +42,7 @@ def local_disk() -> Path:
     places = [Path("/var/tmp")]  # noqa: S108 - checked by private_directory
     places += [Path(os.environ[name]) for name in ("SLURM_TMPDIR", "TMPDIR") if name in os.environ]
     for place in places:
-        if os.access(place, os.W_OK) and filesystem(place) not in NETWORK_FILESYSTEMS:
+        if os.access(place, os.W_OK) and not networked(place):
             return place
     return places[0]
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime_server.engines.state import filesystem
+from runtime_server.engines.filesystems import filesystem
 
 Entry = dict[str, Any]
 HISTORY_MIN = 2000  # lines

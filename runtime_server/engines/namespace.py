@@ -49,6 +49,11 @@ class Entry:
     def single(self) -> bool:
         return self.ids == 1
 
+    @property
+    def scarce(self) -> bool:
+        """Whether files of images may have owners that do not exist here."""
+        return 0 < self.ids < FULL_RANGE
+
 
 @cache
 def entry() -> Entry:
@@ -202,7 +207,7 @@ def _storage_conf(graphroot: Path, runroot: Path, store: Path | None) -> str:
         lines.append(f'mount_program = "{program}"')
     elif driver == "overlay" and store and overlay_works(graphroot, ",volatile"):
         lines.append('mountopt = "volatile"')  # for sandboxes, whose layers need not survive a crash
-    if entry().single:
+    if entry().scarce:
         lines.append('ignore_chown_errors = "true"')
     return "\n".join(lines) + "\n"
 

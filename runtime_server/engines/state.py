@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Self
 
 from runtime_server.engines import EngineError, namespace, pausing, processes
+from runtime_server.engines.filesystems import filesystem, networked
 
 RUNROOT_MAX = 50  # Podman's own limit
 SOCKET_MAX = 107
 TMPFS_FREE = 64 << 20
-NETWORK_FILESYSTEMS = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "afs", "ceph", "beegfs", "fuse.sshfs"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class State:
                 "or a Unix socket: set runtime.state_dir to something short, like /tmp"
             )
         for folder in (self.root.parent, self.storage.parent):
-            if (kind := filesystem(folder)) in NETWORK_FILESYSTEMS:
+            if kind := networked(folder):
                 raise EngineError(
                     f"{folder} is on {kind}, which cannot hold containers or sockets: "
                     "set runtime.state_dir to a node-local disk"
@@ -207,15 +207,3 @@ def _dead_owner(path: Path) -> Owner | None:
 def _free(path: Path) -> int:
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
-
-
-def filesystem(path: Path) -> str:
-    """Type of the filesystem that `path` is on, as the kernel names it; "" when unknown."""
-    real = path.resolve()
-    best, kind = "", ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
-        if len(point) >= len(best) and (real == Path(point) or Path(point) in real.parents):
-            best, kind = point, right.split()[0]
-    return kind

@@ -11,9 +11,10 @@ import pytest
 
 from runtime_server.__main__ import arguments, curl_line, settings
 from runtime_server.engines import EngineError, Recipe, processes
+from runtime_server.engines.filesystems import filesystem
 from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
 from runtime_server.engines.spec import Node, create_body
-from runtime_server.engines.state import Owner, State, filesystem, sweep
+from runtime_server.engines.state import Owner, State, sweep
 from runtime_server.publish import address
 
 
