@@ -212,10 +212,25 @@ def _storage_conf(graphroot: Path, runroot: Path, store: Path | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def remove_tree(folder: Path) -> None:
-    """Remove a tree; files that belong to subordinate ids need the user namespace in which they were made."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists() or os.getuid() == 0:
-        return
-    with contextlib.suppress(EngineError):
-        _run(entry().prefix, "rm", "-rf", "--", str(folder), timeout_s=REMOVE_S)
+def remove_tree(folder: Path, last: str = "") -> None:
+    """Remove a tree; files that belong to subordinate ids need the user namespace in which they were made.
+
+    `last` names the file in it that goes after everything else, and stays when anything else does: by it
+    what could not be removed is found again.
+    """
+    before = [path for path in folder.glob("*") if path.name != last]
+    for path in before:
+        _remove(path)
+    if not any(os.path.lexists(path) for path in before):
+        _remove(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    if os.path.lexists(path) and os.getuid() != 0:
+        with contextlib.suppress(EngineError):
+            _run(entry().prefix, "rm", "-rf", "--", str(path), timeout_s=REMOVE_S)

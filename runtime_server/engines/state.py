@@ -31,6 +31,7 @@ from runtime_server.engines.filesystems import filesystem, networked
 RUNROOT_MAX = 50  # Podman's own limit
 SOCKET_MAX = 107
 TMPFS_FREE = 64 << 20
+OWNER = "owner.json"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class State:
         namespace.end_pause(self.root)
         processes.remove_cgroups(self.cgroup)
         for folder in {self.storage, self.root}:
-            namespace.remove_tree(folder)
+            namespace.remove_tree(folder, last=OWNER)
 
 
 def bases() -> tuple[Path, Path]:
@@ -188,7 +189,7 @@ def _token() -> str:
 
 
 def _own(folder: Path, cgroup: str, claim: str = "") -> None:
-    file = folder / "owner.json"
+    file = folder / OWNER
     file.with_suffix(".new").write_text(json.dumps(asdict(Owner.me(cgroup, claim))))
     file.with_suffix(".new").replace(file)
 
@@ -197,7 +198,7 @@ def _dead_owner(path: Path) -> Owner | None:
     """Only when its record proves that the owner is gone."""
     try:
         status = path.lstat()
-        owner = Owner(**json.loads((path / "owner.json").read_text()))
+        owner = Owner(**json.loads((path / OWNER).read_text()))
     except (OSError, ValueError, TypeError):
         return None
     dead = status.st_uid == os.getuid() and not path.is_symlink() and not owner.alive

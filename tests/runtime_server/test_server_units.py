@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,12 +38,27 @@ def _short(tmp_path: Path) -> str:
 def test_sweep_removes_only_what_is_proven_dead(tmp_path: Path, change: str) -> None:
     state = State.create(_short(tmp_path))
     owner = asdict(Owner.me(""))
-    owner[change] = "other boot" if change == "boot" else owner[change] + 1
+    owner |= {change: {"pid": 1 << 23, "started": owner["started"] + 1, "boot": "other boot"}[change]}
     (state.root / "owner.json").write_text(json.dumps(owner))
     foreign = state.root.parent / f"orc-{os.getuid()}-broken"
     foreign.mkdir()
     assert [p.name for p in sweep(str(state.root.parent))] == [state.token]
     assert foreign.exists() and not state.root.exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts something")
+def test_what_could_not_be_removed_is_found_again(tmp_path: Path) -> None:
+    """The record of the owner goes last: without it nobody would ever sweep the rest."""
+    state = State.create(_short(tmp_path))
+    (state.root / "owner.json").write_text(json.dumps(asdict(Owner.me("")) | {"boot": "another"}))
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", state.xdg], check=True)
+    try:
+        sweep(str(state.root.parent))
+        assert state.xdg.exists() and not state.io.exists()
+    finally:
+        subprocess.run(["umount", state.xdg], check=True)
+    assert [p.name for p in sweep(str(state.root.parent))] == [state.token]
+    assert not state.root.exists()
 
 
 def test_a_long_state_directory_is_refused() -> None:
