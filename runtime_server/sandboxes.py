@@ -292,9 +292,9 @@ class Sandboxes:
                 return
         box = self.get(identity)
         self.boxes.pop(identity, None)
-        if box.end(DELETED):
-            await self.ledger.over(identity)
-            await self._finish(box)
+        box.end(DELETED)
+        await self.ledger.over(identity)
+        await self._finish(box)
 
     async def exec(self, identity: str, request: wire.Exec, key: str = "") -> wire.ExecResult:
         box = self.usable(identity)
@@ -362,7 +362,7 @@ class Sandboxes:
             return
         box.finished = True
         self.metrics.ended.labels(box.reason).inc()
-        if box.reason != DELETED:
+        if box.id in self.boxes:  # or somebody has deleted it meanwhile
             await self.ledger.changed(box)
         with contextlib.suppress(SandboxError):  # a dead service is started again; the removal kills too
             await self.engine.kill(box.container)
@@ -380,9 +380,9 @@ class Sandboxes:
 
     def _bury(self) -> None:
         """Forget the oldest of the dead when there are too many."""
-        dead = [box.id for box in self.boxes.values() if box.reason]
-        for identity in dead[: max(0, len(dead) - DEAD_KEPT)]:
+        for identity in [box.id for box in self.boxes.values() if box.reason][:-DEAD_KEPT]:
             del self.boxes[identity]
+            self.background(self.ledger.over(identity))
 
     async def _reap(self) -> None:
         while True:

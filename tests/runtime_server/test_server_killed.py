@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from serverkit import Server, state_of, until
@@ -67,3 +70,25 @@ async def test_creates_and_deletes_outlive_the_service(client: Client, state: St
     for box in made:
         await client.delete(box.id)
     await until(lambda: not _left(state), 40)
+
+
+async def test_the_dead_that_were_deleted_do_not_come_back() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="orc-t-"))
+    server = Server.start("--state-dir", str(folder))
+    (root,) = folder.glob("orc-*")
+    async with server.client() as client:
+        gone, kept = await client.create(), await client.create()
+        for agent in processes.children(_conmons(State(root, root))):
+            os.kill(agent, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while {one.state for one in (await client.list()).sandboxes} != {"dead"}:
+                await client.health()
+        await client.delete(gone.id)
+    server.stop(signal.SIGKILL)
+    server = Server.start("--state-dir", str(folder))
+    try:
+        async with server.client() as client:
+            assert [one.id for one in (await client.list()).sandboxes] == [kept.id]
+    finally:
+        assert server.stop() == 0
+        shutil.rmtree(folder, ignore_errors=True)
