@@ -8,8 +8,9 @@
 # make bench   every benchmark, one JSON line each
 # make schemathesis   the sandbox server against its own OpenAPI document, five minutes
 # make escape  attacks from inside sandboxes and from clients, on every engine; writes docs/security.md
+# make soak    sandboxes made, used and deleted while things are killed: nothing may be left (CYCLES=5000)
 # make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
-.PHONY: escape demo demo-slurm test test-clients fast check bench fuzz schemathesis drills cluster setup clean
+.PHONY: escape demo demo-slurm test test-clients fast check bench fuzz schemathesis soak drills cluster setup clean
 PY := .venv/bin/python
 
 demo: setup
@@ -45,6 +46,10 @@ schemathesis: setup
 
 escape: setup
 	@$(PY) -m tests.escape
+
+CYCLES ?= 5000
+soak: setup
+	@PYTHONPATH=tests $(PY) -m soak --cycles $(CYCLES) $(ARGS)
 
 drills: setup
 	@$(PY) -m tests.drills
