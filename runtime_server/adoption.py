@@ -114,8 +114,9 @@ class Ledger:
             self._restore_snapshot(entry)
         await asyncio.gather(*(self._restore(entry) for entry in found.boxes.values()))
         known = {box.container.id for box in self.boxes.live}
-        if found.any:
-            await self.boxes.engine.remove_others(known, {one.path for one in self.boxes.snapshots.kept})
+        # also where nothing was promised yet: it may have been killed in the middle of its first creates
+        await self.boxes.engine.remove_others(known, {one.path for one in self.boxes.snapshots.kept})
+        if found.boxes:
             log.info("took over %d of %d sandboxes", len(known), len(found.boxes))
         for entry in found.births.values():
             await self._restore_birth(entry)
@@ -177,9 +178,7 @@ class Ledger:
         """One that waits for its place goes on waiting."""
         request = wire.CreateSandbox.model_validate(entry["birth"]["request"])
         try:
-            birth = await self.boxes.conceive(
-                request, entry["birth"]["key"], identity=entry["birth"]["id"]
-            )
+            birth = await self.boxes.conceive(request, entry["birth"]["key"], identity=entry["birth"]["id"])
             self.boxes.births.promise(birth)
         except SandboxError as error:
             log.warning("the create of %s cannot go on: %s", entry["birth"]["id"], error)
@@ -192,9 +191,7 @@ class Told:
         self.boxes: dict[str, Entry] = {}
         self.births: dict[str, Entry] = {}
         self.snapshots: dict[str, Entry] = {}
-        self.any = False
         for entry in entries:
-            self.any = True
             with contextlib.suppress(KeyError, TypeError):
                 self._take(entry)
 

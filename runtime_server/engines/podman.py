@@ -333,6 +333,10 @@ class PodmanEngine:
         for identity in {str(row["Id"]) for row in rows} - containers:
             await self.kill(Container(identity, await self._pid(identity)))
             await self._delete(identity)
+        names = {str(name) for row in rows if str(row["Id"]) in containers for name in row["Names"]}
+        for folder in self.state.io.iterdir():  # each has the name of its container
+            if folder.name not in names:
+                shutil.rmtree(folder, ignore_errors=True)
         used = {identity[:16] for identity in containers}
         layers = [folder for folder in self.state.layers.iterdir() if folder.name not in used]
         for folder in [*layers, *(set(self.state.frozen.iterdir()) - frozen)]:

@@ -62,7 +62,7 @@ async def test_creates_and_deletes_outlive_the_service(client: Client, state: St
         gone = [asyncio.create_task(client.delete(box.id)) for box in made]
         await until(lambda: len(_conmons(state)) > 3)
         for pid in processes.services(state.token):
-            os.kill(pid, signal.SIGKILL)
+            processes.send(pid)
         done = await asyncio.gather(*work, return_exceptions=True)
         await asyncio.gather(*gone)
         assert all(isinstance(one, SandboxError) for one in done if isinstance(one, BaseException))
@@ -89,6 +89,34 @@ async def test_the_dead_that_were_deleted_do_not_come_back() -> None:
     try:
         async with server.client() as client:
             assert [one.id for one in (await client.list()).sandboxes] == [kept.id]
+    finally:
+        assert server.stop() == 0
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("promised", [0, 1])
+async def test_creates_under_way_when_the_server_was_killed_leave_nothing(promised: int) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="orc-t-"))
+    server = Server.start("--state-dir", str(folder))
+    (root,) = folder.glob("orc-*")
+    state = State(root, root)
+    async with server.client() as client:
+        for _ in range(promised):
+            await client.create()
+        work = [asyncio.create_task(client.create()) for _ in range(4)]
+        await until(lambda: len(_conmons(state)) > promised)
+        server.stop(signal.SIGKILL)
+        for one in work:
+            one.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+    server = Server.start("--state-dir", str(folder))
+    try:
+        async with server.client() as client:
+            found = [one.state for one in (await client.list()).sandboxes]
+            assert "dead" not in found and promised <= len(found) <= promised + 4
+            assert [path.name for path in folder.glob("orc-*")] == [root.name]
+            folders = (state.io, state.oci, state.layers)
+            await until(lambda: [len([*path.iterdir()]) for path in folders] == [len(found)] * 3)
     finally:
         assert server.stop() == 0
         shutil.rmtree(folder, ignore_errors=True)

@@ -137,7 +137,8 @@ class Quiet:
         state = self.place.state
         tops = (state.root, state.storage, *processes.cgroups_of(state.cgroup))
         found = {str(path) for top in tops for path in _walk(top)}
-        return {path for path in found if not any(part in path for part in EPHEMERAL)}
+        named = {path.replace(state.token, "STATE") for path in found}
+        return {path for path in named if not any(part in path for part in EPHEMERAL)}
 
     def _open_files(self) -> Counter[str]:
         """The server's descriptors by kind; connections of clients are theirs to close."""
