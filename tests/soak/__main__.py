@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -71,6 +72,8 @@ class Soak:
         await asyncio.gather(*(one(number) for number in numbers))
         await asyncio.gather(*kills)
         left = await self.quiet.look(numbers.stop)
+        for line in left:
+            print(f"   left after cycle {numbers.stop}: {line}", flush=True)
         self.tally.problems += [f"after cycle {numbers.stop}: {line}" for line in left]
 
     async def _cycle(self, cycle: Cycle) -> None:
@@ -119,6 +122,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: told to stop"))  # taking the server along
     print(f"seed {options.seed}: {options.cycles} cycles, {options.at_once} at once", flush=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, Place(Path(folder)) as place:
         soak, start = Soak(options, place), time.monotonic()
