@@ -267,6 +267,7 @@ _Noreturn void tar_in(struct slot *slot, char *path, uint64_t limit, uint64_t en
 /* tree.c */
 void tree_open(void);
 void tree_tick(int64_t now);
+void tree_release(void);
 void tree_signal(struct command *c, int signal, uint64_t since);
 uint64_t tree_now(void);
 int tree_reopen(int fd, int flags);

@@ -182,6 +182,8 @@ int64_t command_tick(int64_t now) {
     if (killing) {
         tree_tick(now);
         next = sooner(now_us() + 2000, next);
+    } else {
+        tree_release();
     }
     return next;
 }

@@ -138,7 +138,8 @@ static void hold(int64_t now) {
         commands[i].phase = P_KILL;
 }
 
-static void release(void) {
+/* Also when the last of the dying has ended between two rounds, with nobody left to hold the others for. */
+void tree_release(void) {
     if (held)
         kill(-1, SIGCONT);
     held = false;
@@ -334,7 +335,7 @@ void tree_tick(int64_t now) {
         left |= c->state == S_KILLING;
     }
     if (!left || now - held_us > HOLD_US)
-        release();
+        tree_release();
     forget_storm();
 }
 
@@ -349,6 +350,6 @@ void tree_signal(struct command *c, int signal, uint64_t since) {
         if (!p->dead && p->start >= since && owner && (owner == c || (c->job == J_RUN && owner == c->peer && is_of_run(p, c))))
             kill(p->pid, signal);
     }
-    release();
+    tree_release();
     forget_storm();
 }
