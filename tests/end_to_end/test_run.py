@@ -20,7 +20,7 @@ import pytest
 
 from orchestrator.contract import JobStatus, Result, RunDirectory, read_json_lines
 
-pytestmark = [pytest.mark.container, pytest.mark.vllm, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.container, pytest.mark.vllm, pytest.mark.alone, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.warmstart_steps=2", "rollout.prompts_per_step=1", "runtime.max_parallel_sandboxes=4"]

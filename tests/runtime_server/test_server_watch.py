@@ -13,8 +13,8 @@ _TREE = """
 import os, subprocess, sys
 kept = os.memfd_create("kept")
 os.write(kept, bytes(1 << 20))
-child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"])
-print(child.pid, flush=True)
+code = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
+child = subprocess.Popen([sys.executable, "-c", code])
 child.wait()
 """
 
