@@ -24,7 +24,7 @@ from runtime_server.errors import BadRequest, SandboxError, Unavailable
 from runtime_server.places import Places, Ticket
 from runtime_server.wire import Code
 
-KEYS_KEPT = 10_000
+KEYS_KEPT = 1000  # of sandboxes that are over: who deleted one has had the answer to its create
 FAILED_KEPT = 1000
 
 
@@ -70,6 +70,7 @@ class Births:
         self._promised: dict[str, Birth] = {}
         self._keys: dict[str, Birth] = {}
         self._running: dict[asyncio.Future[Box], Birth] = {}
+        self._look_at = KEYS_KEPT
 
     @property
     def promised(self) -> list[Birth]:
@@ -92,7 +93,7 @@ class Births:
     def remember(self, birth: Birth) -> None:
         if birth.key:
             self._keys[birth.key] = birth
-            if len(self._keys) > KEYS_KEPT:
+            if len(self._keys) > self._look_at:
                 self._forget_keys()
 
     def known(self, key: str, request: wire.CreateSandbox) -> Birth | None:
@@ -143,7 +144,12 @@ class Births:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _forget_keys(self) -> None:
-        """Of creates that are over and whose sandbox is gone."""
-        for key, birth in [*self._keys.items()]:
-            if birth.failed or (birth.task.done() and birth.task.result().reason):
-                del self._keys[key]
+        """The oldest of creates that failed or whose sandbox is gone: each holds on to all that it was."""
+        over = [
+            key
+            for key, birth in self._keys.items()
+            if birth.failed or (birth.task.done() and birth.task.result().reason)
+        ]
+        for key in over[: -KEYS_KEPT // 2]:
+            del self._keys[key]
+        self._look_at = len(self._keys) + KEYS_KEPT // 2

@@ -34,6 +34,7 @@ from runtime_server.metrics import Census, Metrics
 from runtime_server.places import Places, Ticket
 from runtime_server.pool import Pool
 from runtime_server.quotas import Quotas
+from runtime_server.removal import remove
 from runtime_server.snapshots import Snapshots
 from runtime_server.wire import Code
 
@@ -373,9 +374,7 @@ class Sandboxes:
 
     async def _remove(self, box: Box) -> None:
         await box.agent.close()
-        async with self.starts:
-            with contextlib.suppress(SandboxError):
-                await self.engine.remove(box.container, box.io)
+        await remove(self.engine, box, self.starts)
         await self.snapshots.release(box.snapshot)
 
     def _bury(self) -> None:
