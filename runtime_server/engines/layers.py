@@ -154,7 +154,8 @@ class Layers:
                 workdir=workdir,
             )
         except BaseException:  # whatever stops it, its folder must not stay
-            await asyncio.shield(self.remove(folder))
+            with contextlib.suppress(SandboxError):
+                await asyncio.shield(self.remove(folder))
             raise
         return folder
 
@@ -165,11 +166,11 @@ class Layers:
         return Frozen(target, int(said["bytes"]), str(said["digest"]))
 
     async def remove(self, folder: Path) -> None:
-        """A writable or a frozen layer; whatever is left is removed with the server's state."""
+        """A writable or a frozen layer. Internal when it is still there."""
         if (name := self._names.pop(str(folder), None)) is not None:
             (self.state.links / name).unlink(missing_ok=True)
-        with contextlib.suppress(SandboxError):
-            await self._slow.ask(COPY_S, do="remove", path=str(folder))
+        if (await self._slow.ask(COPY_S, do="remove", path=str(folder))).get("left"):
+            raise Internal(f"{folder} could not be removed")
 
     async def _told(self, helper: Helper, timeout_s: float, **request: Any) -> dict[str, Any]:
         said = await helper.ask(timeout_s, **request)

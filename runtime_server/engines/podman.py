@@ -309,8 +309,9 @@ class PodmanEngine:
         return await self._layers.freeze(container.layer, name)
 
     async def discard(self, frozen: Path) -> None:
-        if self._layers is not None:
-            await self._layers.remove(frozen)
+        with contextlib.suppress(SandboxError):  # whatever is left goes with the server's state
+            if self._layers is not None:
+                await self._layers.remove(frozen)
 
     async def pause(self, container: Container) -> None:
         try:
@@ -359,9 +360,9 @@ class PodmanEngine:
     async def remove(self, container: Container, io: Path) -> None:
         await self._delete(container.id)
         await asyncio.to_thread(shutil.rmtree, io, ignore_errors=True)
-        if container.layer is not None:
+        if container.layer is not None and self._layers is not None:
+            await self._layers.remove(container.layer)
             self._images.release(container.image)
-            await self.discard(container.layer)
 
     async def _delete(self, identity: str) -> None:
         params = {"force": True, "timeout": 0, "v": False}
