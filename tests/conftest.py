@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from xdist.scheduler import LoadScopeScheduling
 # Threads of torch that wait by spinning starve the other half of a test on a small machine, by a
 # factor of ten and more; this is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ByImports(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
