@@ -19,7 +19,7 @@ from runtime_server.box import Box
 from runtime_server.engines import Engine
 from runtime_server.errors import SandboxError
 
-PAUSES_S = (0.5, 2.0, 10.0, 60.0, 300.0)
+PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _log = logging.getLogger("runtime_server")
 
 

@@ -69,7 +69,7 @@ async def test_creates_and_deletes_outlive_the_service(client: Client, state: St
         made = [one for one in (await client.list()).sandboxes if one.state == "running"]
     for box in made:
         await client.delete(box.id)
-    await until(lambda: not _left(state), 40)
+    await until(lambda: not _left(state), 90)
 
 
 async def test_the_dead_that_were_deleted_do_not_come_back() -> None:
