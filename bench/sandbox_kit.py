@@ -44,6 +44,7 @@ class Way:
 
     work: Work
     every: int = 1
+    times: int = 1  # in a row: the first of a train pays for the caches that the other ways have used
     before: Work | None = None
 
 
@@ -67,8 +68,8 @@ async def by_turns(ways: Mapping[str, Way], rounds: int) -> dict[str, list[float
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if turn % ways[name].every == 0:
-                seconds = await _measured(ways[name])
-                found[name] += [seconds] if turn else []
+                seconds = [await _measured(ways[name]) for _ in range(ways[name].times)]
+                found[name] += seconds if turn else []
     return found
 
 

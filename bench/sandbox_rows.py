@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TRUE = wire.Exec(command=["true"], timeout_s=30)
 COLD = wire.CreateSandbox(limits=wire.Limits(pids=500))  # other limits than those that wait warm
 AT_ONCE, CROWD, FORKS, WARM = 4, 64, 8, 2
+TRAIN = 10  # commands in a row, as those of an episode are
 THINK_S = (0.25, 0.75)  # between the commands of a busy sandbox: an agent's model speaks
 Rows = dict[str, float]
 
@@ -39,16 +40,16 @@ Rows = dict[str, float]
 
 
 async def commands(client: Client, podman: Podman, rounds: int) -> Rows:
-    """A round has every quick way once, every sixth the slow ones too."""
+    """A round has every quick way as a train of commands, every sixth the slow ones too, once."""
     box = await client.create()
     opened = await client.open_session(box.id, wire.OpenSession())
     session = RemoteSession(client, box.id, opened)
     by_hand = await podman.run("sleep", "86400")
     ways = {
-        "forkexec": Way(bare),
-        "exec": Way(lambda: client.exec(box.id, TRUE)),
-        "session": Way(lambda: session.run(true_program(), timeout_s=30)),
-        "session_builtin": Way(lambda: session.run("true", timeout_s=30)),
+        "forkexec": Way(bare, times=TRAIN),
+        "exec": Way(lambda: client.exec(box.id, TRUE), times=TRAIN),
+        "session": Way(lambda: session.run(true_program(), timeout_s=30), times=TRAIN),
+        "session_builtin": Way(lambda: session.run("true", timeout_s=30), times=TRAIN),
         "podman_exec": Way(lambda: podman("exec", by_hand, "true"), every=6),
     }
     theirs = await rex(podman) if has_rex() else None
@@ -65,7 +66,7 @@ async def _rex_ways(theirs: RemoteRuntime) -> dict[str, Way]:
     await theirs.create_session(CreateBashSessionRequest())
     action, command = BashAction(command=true_program(), timeout=30), Command(command=["true"], timeout=30)
     return {
-        "swerex_execute": Way(lambda: theirs.execute(command)),
+        "swerex_execute": Way(lambda: theirs.execute(command), times=TRAIN),
         "swerex_session": Way(lambda: theirs.run_in_session(action), every=6),
     }
 
