@@ -237,6 +237,15 @@ void exec_frame(uint32_t id, const unsigned char *payload, size_t size) {
 
 /* ---- files ------------------------------------------------------------------------------------------ */
 
+/* NULL, and said, when the request had not been read to its end, or cannot be served. */
+static struct command *prepare_file(enum job job, uint32_t id, const struct reader *r, int theirs[3]) {
+    if (!r->good || r->at != r->end) {
+        wire_fail(id, EINVAL, "the request is malformed");
+        return NULL;
+    }
+    return prepare(job, id, job == J_WRITE, job == J_READ, false, theirs);
+}
+
 void write_frame(uint32_t id, const unsigned char *payload, size_t size) {
     struct reader r = {payload, payload + size, true};
     mode_t mode = get32(take_bytes(&r, 4));
@@ -244,11 +253,7 @@ void write_frame(uint32_t id, const unsigned char *payload, size_t size) {
     uint64_t count = get64(take_bytes(&r, 8));
     const char *path = take_string(&r);
     int theirs[3];
-    if (!r.good || r.at != r.end) {
-        wire_fail(id, EINVAL, "the request is malformed");
-        return;
-    }
-    struct command *c = prepare(J_WRITE, id, true, false, false, theirs);
+    struct command *c = prepare_file(J_WRITE, id, &r, theirs);
     if (!c)
         return;
     pid_t pid = launch_helper(theirs[0], theirs[1]);
@@ -262,11 +267,7 @@ void read_frame(uint32_t id, const unsigned char *payload, size_t size) {
     uint64_t limit = get64(take_bytes(&r, 8));
     const char *path = take_string(&r);
     int theirs[3];
-    if (!r.good || r.at != r.end) {
-        wire_fail(id, EINVAL, "the request is malformed");
-        return;
-    }
-    struct command *c = prepare(J_READ, id, false, true, false, theirs);
+    struct command *c = prepare_file(J_READ, id, &r, theirs);
     if (!c)
         return;
     pid_t pid = launch_helper(theirs[0], theirs[1]);
@@ -282,11 +283,7 @@ void pack_frame(uint32_t id, const unsigned char *payload, size_t size) {
     uint64_t limit = get64(take_bytes(&r, 8));
     const char *path = take_string(&r);
     int theirs[3];
-    if (!r.good || r.at != r.end) {
-        wire_fail(id, EINVAL, "the request is malformed");
-        return;
-    }
-    struct command *c = prepare(J_READ, id, false, true, false, theirs);
+    struct command *c = prepare_file(J_READ, id, &r, theirs);
     if (!c)
         return;
     c->windowed = true;
@@ -302,11 +299,7 @@ void unpack_frame(uint32_t id, const unsigned char *payload, size_t size) {
     uint64_t limit = get64(take_bytes(&r, 8)), entries = get64(take_bytes(&r, 8));
     char *path = take_string(&r);
     int theirs[3];
-    if (!r.good || r.at != r.end) {
-        wire_fail(id, EINVAL, "the request is malformed");
-        return;
-    }
-    struct command *c = prepare(J_WRITE, id, true, false, false, theirs);
+    struct command *c = prepare_file(J_WRITE, id, &r, theirs);
     if (!c)
         return;
     pid_t pid = launch_helper(theirs[0], theirs[1]);
