@@ -20,7 +20,6 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from typing import Self
 
 from runtime_server import wire
 from runtime_server.client_archives import DOWN_MAX, ArchiveCalls
-from runtime_server.client_calls import CALL_S, parse
+from runtime_server.client_calls import CALL_S, once, parse
 from runtime_server.client_lifecycle import LifecycleCalls
 from runtime_server.client_running import (
     DEFAULT_COMMAND_S,
@@ -39,7 +38,7 @@ from runtime_server.client_running import (
     RunningCalls,
 )
 from runtime_server.errors import SandboxError
-from runtime_server.wire import IDEMPOTENCY_HEADER, Code
+from runtime_server.wire import Code
 
 CREATE_S = 900.0
 
@@ -70,7 +69,7 @@ class Client(RunningCalls, ArchiveCalls, LifecycleCalls):
         """A new sandbox; waits while the server is full. `key`: the Idempotency-Key, a fresh one if None."""
         body = request or wire.CreateSandbox()
         wait_s = CREATE_S if body.queue_timeout_s is None else body.queue_timeout_s + 2 * CALL_S
-        headers = {IDEMPOTENCY_HEADER: key or secrets.token_hex(16)}
+        headers = once(key)
         got = await self._send(
             "POST", "/v1/sandboxes", body=body, headers=headers, timeout_s=wait_s, again=True
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -22,7 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from runtime_server import wire
 from runtime_server.errors import BY_STATUS, Internal, Unavailable, from_failure
-from runtime_server.wire import API_KEY_HEADER, Code
+from runtime_server.wire import API_KEY_HEADER, IDEMPOTENCY_HEADER, Code
 
 M = TypeVar("M", bound=BaseModel)
 CONNECT_S = 5.0
@@ -41,6 +42,11 @@ _ALIVE = [
 Content = bytes | Callable[[], AsyncIterator[bytes]] | None  # the latter makes it anew for every try
 Event = wire.OutputStarted | wire.OutputChunk | wire.OutputAlive | wire.OutputEnd | wire.OutputError
 EVENT: TypeAdapter[Event] = TypeAdapter(wire.OutputEvent)
+
+
+def once(key: str | None = None) -> dict[str, str]:
+    """Sent with a call that must not happen twice, so that it may be sent twice. None: a fresh key."""
+    return {IDEMPOTENCY_HEADER: key or secrets.token_hex(16)}
 
 
 class Dropped(Exception):

@@ -10,13 +10,12 @@ What it does not do
 from __future__ import annotations
 
 import builtins
-import secrets
 from collections.abc import Mapping
 
 from runtime_server import wire
-from runtime_server.client_calls import CALL_S, Calls, parse
+from runtime_server.client_calls import CALL_S, Calls, once, parse
 from runtime_server.errors import SandboxError
-from runtime_server.wire import IDEMPOTENCY_HEADER, Code
+from runtime_server.wire import Code
 from runtime_server.wire_lifecycle import (
     Capacity,
     Fork,
@@ -40,7 +39,7 @@ class LifecycleCalls(Calls):
         """The sandbox's files as they are now; it lives on. `CreateSandbox(snapshot=…)` begins with them."""
         body = TakeSnapshot(ttl_s=ttl_s, labels=dict(labels or {}))
         path = f"/v1/sandboxes/{sandbox}/snapshot"
-        got = await self._send("POST", path, body=body, headers=_once(), timeout_s=FORK_S, again=True)
+        got = await self._send("POST", path, body=body, headers=once(), timeout_s=FORK_S, again=True)
         return parse(got, Snapshot)
 
     async def snapshots(self) -> builtins.list[Snapshot]:
@@ -61,7 +60,7 @@ class LifecycleCalls(Calls):
         """So many sandboxes that begin with this one's files: all or none. Processes are not forked."""
         body = (request or Fork()).model_copy(update={"count": count})
         path = f"/v1/sandboxes/{sandbox}/fork"
-        got = await self._send("POST", path, body=body, headers=_once(), timeout_s=FORK_S, again=True)
+        got = await self._send("POST", path, body=body, headers=once(), timeout_s=FORK_S, again=True)
         return parse(got, Forked)
 
     async def pause(self, sandbox: str) -> wire.Sandbox:
@@ -79,7 +78,3 @@ class LifecycleCalls(Calls):
 
     async def capacity(self) -> Capacity:
         return await self._get("/v1/capacity", Capacity)
-
-
-def _once() -> dict[str, str]:
-    return {IDEMPOTENCY_HEADER: secrets.token_hex(16)}

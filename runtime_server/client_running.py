@@ -12,7 +12,6 @@ What it does not do
 from __future__ import annotations
 
 import base64
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -21,19 +20,14 @@ from typing import Literal
 import httpx
 
 from runtime_server import wire
-from runtime_server.client_calls import CALL_S, Calls, Dropped, Event, parse, pause
+from runtime_server.client_calls import CALL_S, Calls, Dropped, Event, once, parse, pause
 from runtime_server.errors import NotFound, SandboxError, Unavailable
-from runtime_server.wire import IDEMPOTENCY_HEADER, Code
+from runtime_server.wire import Code
 
 GRACE_S = 30.0  # an answer may come so much later than the command's own time limit
 DEFAULT_COMMAND_S = 86_400.0  # no limit in the request: the server's holds, which we do not know
 POLL_S = 30.0
 Which = Literal["stdout", "stderr", "both"]
-
-
-def once() -> dict[str, str]:
-    """Sent with a call that must not happen twice, so that it may be sent twice."""
-    return {IDEMPOTENCY_HEADER: secrets.token_hex(16)}
 
 
 class RunningCalls(Calls):
