@@ -29,7 +29,7 @@ space = {"__name__": "__main__", "__builtins__": __builtins__}
 try:
     from IPython.core.interactiveshell import InteractiveShell
     shell = InteractiveShell.instance(colors="NoColor")
-except Exception:
+except Exception:  # an image whose IPython is broken has plain Python
     shell = None
 def plain(code):
     tree = ast.parse(code, "<cell>")
@@ -46,7 +46,7 @@ def cell(code):
         print("KeyboardInterrupt")
     except SystemExit:
         pass
-    except BaseException:
+    except BaseException:  # whatever the cell raised is its output
         kind, error, trace = sys.exc_info()
         traceback.print_exception(kind, error, trace.tb_next.tb_next if trace.tb_next else None)
 while True:

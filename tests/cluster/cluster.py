@@ -99,7 +99,7 @@ class Cluster:
             blueprint.write(self.layout, self.uid, self.settings, self.accounting, self._visible)
             self._start_holder()
             self.wait(self._all_idle, START_TIMEOUT_S, "all nodes idle")
-        except BaseException:
+        except BaseException:  # an interrupt too: nothing half-started may stay
             self.stop()
             raise
 

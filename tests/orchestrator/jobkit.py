@@ -323,7 +323,7 @@ def each(cases: Iterable[Case], check: Callable[[Case], None]) -> None:
     for case, future in futures:
         try:
             future.result()
-        except BaseException as error:
+        except BaseException as error:  # raised again, with the case named
             error.add_note(f"the case: {case}")
             raise
 
