@@ -6,7 +6,8 @@ Arguments, in any order: `never-ready` (listens, says nothing), `die-before` (ex
 `--server NAME`: one of several, registers itself instead and answers to the run's key; a name in
 SERVERS_DIE_AT_ONCE (`2,3`) exits with 3.
 It has a helper in a session of its own, as a container monitor would be. TERM ends it, and the job's end
-the helper. SERVER_DIES names a file: once it is there, the server dies of SIGKILL.
+the helper. SERVER_DIES names a file: once it is there, the server dies of SIGKILL; each server where it is
+empty, only the first (which takes it away) where it says `once`.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def die_when_told() -> None:
-    while not Path(os.environ["SERVER_DIES"]).exists():
+    trigger = Path(os.environ["SERVER_DIES"])
+    while not trigger.exists():
         time.sleep(0.05)
+    if trigger.read_text() == "once":
+        trigger.unlink()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
