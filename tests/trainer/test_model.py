@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_kit import made_episodes, small_learner
+from training_kit import made_episodes
 
-from orchestrator.schema import Config
 from trainer import model, optim
-from trainer.batch import Batch, divide
+from trainer.batch import Batch
 from trainer.checkpoint import save_model
 from trainer.errors import ModelError
 from trainer.model import ByteTokenizer, Critic, load_policy, make_critic, score, tiny_policy, value
@@ -123,92 +122,6 @@ def test_a_model_that_reshapes_its_logits_is_refused(tmp_path: Path) -> None:
     GraniteForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="changes its logits"):
         load_policy(tmp_path)
-
-
-# --- the learner -------------------------------------------------------------------------------------
-
-
-def test_the_first_ratio_is_exactly_one() -> None:
-    learner, whole = small_learner(), Batch.of(made_episodes(10))
-    learner.trainer.ppo_epochs, learner.trainer.minibatches = 2, 3
-    division = divide(whole.lengths, 3, 60)
-    learner.prepare(whole, division)
-    found = learner.update(whole, division, train_policy=True)
-    assert found["first_ratio_error"] == 0.0 and found["ratio_error"] > 0.0
-    assert found["optimizer_steps"] == 6 and found["nonfinite"] == 0
-
-
-def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding() -> None:
-    gradients, losses = [], []
-    whole = Batch.of(made_episodes(9))
-    for budget in (10_000, 60, 1):
-        learner = small_learner()
-        division = divide(whole.lengths, 1, budget)
-        learner.prepare(whole, division)
-        count = whole.actions(division[0])
-        found = 0.0
-        for rows in division[0]:
-            part = whole.take(rows)
-            found += (
-                learner._policy_pass(part, count)["loss_policy"]
-                + learner._critic_pass(part, count)["loss_value"]
-            )
-        losses.append(found)
-        every = [*learner.policy.parameters(), *learner.critic.parameters()]
-        gradients.append(torch.cat([p.grad.flatten() for p in every if p.grad is not None]))
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
-    for other in gradients[1:]:
-        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-6)
-
-
-def test_while_only_the_critic_learns_the_policy_does_not_move() -> None:
-    learner, whole = small_learner(), Batch.of(made_episodes())
-    before = {name: x.clone() for name, x in learner.policy.state_dict().items()}
-    division = divide(whole.lengths, 2, 1000)
-    learner.prepare(whole, division)
-    found = learner.update(whole, division, train_policy=False)
-    assert found["loss_policy"] == 0.0 and found["loss_value"] > 0.0
-    assert all(torch.equal(x, before[name]) for name, x in learner.policy.state_dict().items())
-    assert not learner.policy_optimizer.state_dict()["state"]
-    assert learner.critic.head.weight.abs().sum() > 0
-
-
-def test_a_policy_that_has_moved_far_enough_waits_for_the_next_batch() -> None:
-    config = Config.model_validate(
-        {
-            "model": {"dtype": "float32"},
-            "algorithm": {"target_kl": 1e-12},
-            "trainer": {"ppo_epochs": 2, "policy_lr": 1e-3},
-        }
-    )
-    learner, whole = small_learner(config), Batch.of(made_episodes())
-    division = divide(whole.lengths, 2, 1000)
-    learner.prepare(whole, division)
-    found = learner.update(whole, division, train_policy=True)
-    # the first minibatch moves it, the second finds it too far; the critic makes all four steps
-    assert {int(s["step"]) for s in learner.policy_optimizer.state_dict()["state"].values()} == {1}
-    assert {int(s["step"]) for s in learner.critic_optimizer.state_dict()["state"].values()} == {4}
-    assert found["stopped"] == 1 / 4 and found["step_kl"] > 0
-    assert all(p.grad is None for p in learner.policy.parameters())
-
-
-def test_at_first_the_returns_are_the_rewards_to_go() -> None:
-    learner, whole = small_learner(), Batch.of(made_episodes())
-    learner.prepare(whole, divide(whole.lengths, 1, 1000))
-    assert torch.equal(whole.returns, whole.outcomes[:, None] * whole.mask)
-    centred = (whole.advantages * whole.mask).sum()
-    assert abs(float(centred)) < 1e-3
-
-
-def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    learner, whole = small_learner(), Batch.of(made_episodes())
-    division = divide(whole.lengths, 1, 1000)
-    learner.prepare(whole, division)
-    whole.returns[0, int(whole.mask[0].argmax())] = torch.inf
-    before = {name: x.clone() for name, x in learner.critic.state_dict().items()}
-    found = learner.update(whole, division, train_policy=False)
-    assert found["nonfinite"] == 1
-    assert all(torch.equal(x, before[name]) for name, x in learner.critic.state_dict().items())
 
 
 # --- the optimiser -----------------------------------------------------------------------------------
