@@ -125,6 +125,13 @@ class Box:
             return Code.DISK_FULL
         return Code.OOM if kills(self.container) else Code.SANDBOX_DIED
 
+    def check(self) -> None:
+        """Raises what became of it, also when its agent has gone and nobody has looked yet."""
+        if self.agent.closed:
+            self.end(self.death())
+        if self.reason:
+            raise self.gone()
+
     def gone(self) -> SandboxError:
         if self.reason == DELETED:
             return NotFound(f"sandbox {self.id} was deleted", Code.SANDBOX_NOT_FOUND)
@@ -208,20 +215,26 @@ class Box:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
-        """While something works with it: it does not expire, and what goes wrong is a SandboxError."""
-        if self.reason:
-            raise self.gone()
+        """While something works with it: it does not expire, and what goes wrong is a SandboxError.
+
+        Its own end goes before everything else that may be wrong: a session, a process, an input are over as
+        well then, and to say only that would be to blame whoever used them.
+        """
+        self.check()
         if self.paused:
             raise Conflict(f"{self.id} is paused: POST /v1/sandboxes/{self.id}/resume first", Code.PAUSED)
         self.busy += 1
         try:
             yield
         except AgentLost:
-            if not self.reason:
-                self.end(self.death())
+            self.end(self.death())
             raise self.gone() from None
         except AgentError as error:
+            self.check()
             raise _mistake(error) from None
+        except SandboxError:
+            self.check()
+            raise
         finally:
             self.busy -= 1
             self.used = time.monotonic()
@@ -231,16 +244,15 @@ class Box:
     async def pause(self, engine: Engine) -> None:
         """Its processes stop where they are, its time to live does not. Nothing happens to a paused one."""
         async with self.turn:
-            if self.reason:
-                raise self.gone()
+            self.check()
             if not self.paused:
-                await _pause(self, engine)
+                async with self.in_use():
+                    await _pause(self, engine)
                 self.paused = True
 
     async def resume(self, engine: Engine) -> None:
         async with self.turn:
-            if self.reason:
-                raise self.gone()
+            self.check()
             if self.paused:
                 await engine.resume(self.container)
                 self.paused, self.used = False, time.monotonic()

@@ -224,8 +224,7 @@ class Sandboxes:
         """One that can take work now; raises what became of it otherwise."""
         self.check_open()
         box = self.get(identity)
-        if box.reason:
-            raise box.gone()
+        box.check()
         return box
 
     def list(self) -> wire.SandboxList:

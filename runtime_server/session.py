@@ -244,6 +244,8 @@ class OpenSession:
             try:
                 return await work()
             except AgentError as error:
+                if error.errno == errno.ESRCH:  # it has ended a moment ago, and that is on its way to us
+                    raise self._end() from None
                 if error.errno != errno.EBUSY:
                     raise
                 if time.monotonic() > self.settling:
@@ -264,14 +266,19 @@ class OpenSession:
             await asyncio.sleep(LOOK_S)
 
     def _alive(self) -> None:
-        if self.exit_code is not None or self.shell.ended:
-            code = self.exit_code
-            raise Gone(
-                f"the shell of the session {self.name!r} has ended"
-                f"{'' if code is None else f' with exit code {code}'}: open another",
-                Code.SESSION_ENDED,
-                exit_code=code,
-            )
+        """Raises what became of the sandbox, or else of the shell: with the agent both are gone."""
+        self.box.check()
+        if self.ended:
+            raise self._end()
+
+    def _end(self) -> Gone:
+        code = self.exit_code
+        return Gone(
+            f"the shell of the session {self.name!r} has ended"
+            f"{'' if code is None else f' with exit code {code}'}: open another",
+            Code.SESSION_ENDED,
+            exit_code=code,
+        )
 
     def _taken(self) -> Conflict:
         return Conflict(
