@@ -247,7 +247,7 @@ def _scalar(key: Key, node: yaml.Node) -> Any:
         raise ValueError(f"`{getattr(node, 'value', '')}`") from error
     if isinstance(value, bool) and not key.is_flag:
         raise ValueError(f"`{node.value}`")
-    if key.is_flag and not isinstance(value, bool):
+    if key.is_flag and not isinstance(value, bool) and not (value is None and key.nullable):
         raise ValueError(f"`{node.value}`")
     return value
 

@@ -11,11 +11,9 @@ What it does not do
 from typing import Annotated, Literal
 
 from orchestrator.quantities import Seconds
+from orchestrator.schema_algorithm import Algorithm as Algorithm  # a section like those below
+from orchestrator.schema_algorithm import Fraction, NotNegative, Positive
 from orchestrator.typed import Limits, Section
-
-Positive = Annotated[int, Limits(ge=1)]
-Fraction = Annotated[float, Limits(gt=0, le=1)]
-NotNegative = Annotated[float, Limits(ge=0)]
 
 
 class Model(Section):
@@ -69,38 +67,6 @@ class Rollout(Section):
     """Time limit of one episode."""
     retries: Annotated[int, Limits(ge=0)] = 2
     """Fresh sandboxes tried when infrastructure loses one; after that the episode is masked."""
-
-
-class Algorithm(Section):
-    estimator: Literal["gae"] = "gae"
-    """Advantage estimator; `gae` learns a critic."""
-    gamma: Fraction = 1.0
-    """Discount per action token."""
-    lam: Fraction = 1.0
-    """GAE λ."""
-    clip_low: Fraction = 0.2
-    """Lower clip of the probability ratio: 1 - clip_low."""
-    clip_high: Annotated[float, Limits(gt=0)] = 0.28
-    """Upper clip of the probability ratio: 1 + clip_high."""
-    dual_clip: Annotated[float, Limits(gt=1)] | None = 3.0
-    """Bound of the loss for negative advantages; null switches it off."""
-    value_clip: Annotated[float, Limits(gt=0)] = 0.2
-    """Clip of the value update."""
-    target_kl: Annotated[float, Limits(gt=0)] | None = None
-    """The policy stops learning from a batch once it is this far (KL, nats per token) from the one that
-    sampled it; the critic goes on. null never stops."""
-    kl_coef: NotNegative = 0.0
-    """Weight of the KL to the reference in the loss; 0 needs no reference model."""
-    kl_estimator: Literal["k1", "k2", "k3", "k3+"] = "k3+"
-    """Estimator of the KL in the loss; k3+ has the value of k3 and the gradient of k2."""
-    entropy_coef: NotNegative = 0.0
-    """Weight of the entropy bonus."""
-    importance_cap: Annotated[float, Limits(gt=0)] | None = 2.0
-    """Cap of the correction weight between engine and trainer log-probabilities; null switches it off."""
-    whiten_advantages: bool = True
-    """Centre and scale advantages over all action tokens of the global batch."""
-    truncated: Literal["score", "mask"] = "score"
-    """Episodes that ran out of turns or tokens: score them as they ended, or mask them."""
 
 
 class Trainer(Section):

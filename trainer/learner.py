@@ -98,7 +98,7 @@ class Learner:
         estimate = ppo.ESTIMATORS[wanted.estimator]
         advantages = estimate(rewards, batch.values, batch.mask, wanted.gamma, wanted.lam)
         batch.returns = (advantages + batch.values) * batch.mask
-        if wanted.whiten_advantages:
+        if wanted.whiten_advantages is not False:
             advantages = ppo.whiten(advantages, batch.mask, ppo.moments(advantages, batch.mask))
         batch.advantages = advantages
 
