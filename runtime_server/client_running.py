@@ -17,10 +17,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
-import httpx
-
 from runtime_server import wire
 from runtime_server.client_calls import CALL_S, Calls, Dropped, Event, once, parse, pause
+from runtime_server.client_lines import Answer
 from runtime_server.errors import NotFound, SandboxError, Unavailable
 from runtime_server.wire import Code
 
@@ -133,7 +132,7 @@ class RunningCalls(Calls):
 
     # --- how ---
 
-    async def _once(self, path: str, body: wire.Request, extra_s: float = 0) -> httpx.Response:
+    async def _once(self, path: str, body: wire.Request, extra_s: float = 0) -> Answer:
         return await self._send(
             "POST", path, body=body, headers=once(), timeout_s=CALL_S + extra_s, again=True
         )
