@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from orchestrator.quantities import Seconds
 from orchestrator.schema_algorithm import Algorithm as Algorithm  # a section like those below
 from orchestrator.schema_algorithm import Fraction, NotNegative, Positive
-from orchestrator.typed import Limits, Section
+from orchestrator.typed import Limits, Section, made
 
 
 class Model(Section):
@@ -32,6 +32,9 @@ class Data(Section):
     """Parquet file of validation tasks; empty validates on nothing."""
     shuffle: bool = True
     """Draw a new order of the tasks each epoch, from the seed."""
+    reward_functions: list[str] = made(factory=list)
+    """Python functions, `module:function`, that tasks may be judged by, outside of the sandbox. The first
+    judges rows that name none (verl's `reward_model`, SkyRL's `reward_spec`)."""
 
 
 class Rollout(Section):

@@ -11,10 +11,9 @@ How to use it
     saved = sampler.state_dict(); sampler.load_state_dict(saved)
 
 The file (docs/reference/config.md, `data.train`)
-    prompt      a string, or a list of {role, content} messages
-    instance    optional struct: what environment and verifier need to know of the task
-    anything else is passed through unchanged; a struct field that is null in a row is left out of it,
-    because parquet gives every row of a column the same fields
+    prompt      a string, or a list of {role, content} messages; rows of SWE-bench have problem_statement
+    others      whatever `trainer.columns` makes a task of; struct fields that are null in a row are left out,
+                for parquet gives every row of a column the same fields
 
 What it does not do
     It makes no tasks and no prompts out of rows (`trainer.tasks` does) and imports no torch.
@@ -33,6 +32,14 @@ Row = dict[str, Any]
 
 def read_rows(path: Path) -> list[Row]:
     """Every row of a parquet file as a dictionary, checked. Raises TaskError."""
+    rows = raw_rows(path)
+    for number, row in enumerate(rows):
+        check_prompt(row, f"{path}, row {number}")
+    return rows
+
+
+def raw_rows(path: Path) -> list[Row]:
+    """Every row of a parquet file as a dictionary without null fields of structs. Raises TaskError."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -44,8 +51,6 @@ def read_rows(path: Path) -> list[Row]:
         raise TaskError(f"{path} cannot be read as parquet: {error}") from error
     if not rows:
         raise TaskError(f"{path} holds no rows: training needs at least one task")
-    for number, row in enumerate(rows):
-        _check(row, f"{path}, row {number}")
     return [{key: _without_nulls(value) for key, value in row.items()} for row in rows]
 
 
@@ -58,14 +63,17 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     parquet.write_table(arrow.Table.from_pylist(rows), path)
 
 
-def _check(row: Row, where: str) -> None:
+def check_prompt(row: Row, where: str) -> None:
+    """Raises TaskError, which begins with `where`, when a row has no prompt that can be read."""
     prompt = row.get("prompt")
     if isinstance(prompt, str) and prompt:
+        return
+    if prompt is None and "prompt" not in row and row.get("problem_statement"):
         return
     if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
         return
     raise TaskError(
-        f"{where}: column `prompt` holds {_short(prompt)}; it must be a non-empty string, "
+        f"{where}, column `prompt`: it holds {_short(prompt)}; it must be a non-empty string, "
         "or a non-empty list of messages like {role: user, content: ...}"
     )
 

@@ -38,7 +38,7 @@ def test_a_prompt_may_be_messages_and_absent_struct_fields_stay_absent(tmp_path:
 @pytest.mark.parametrize("prompt", ["", None, [], [{"content": "no role"}], 7])
 def test_a_row_without_a_usable_prompt_is_named(tmp_path: Path, prompt: Any) -> None:
     path = written(tmp_path, [{"prompt": prompt}])
-    with pytest.raises(TaskError, match=r"row 0: column `prompt` holds"):
+    with pytest.raises(TaskError, match=r"row 0, column `prompt`: it holds"):
         read_rows(path)
 
 
