@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import resources, snapshot
+from orchestrator.code_store import Store
 from orchestrator.config import Resolved, dump
 from orchestrator.contract import Manifest, Role, RunDirectory
 from orchestrator.dotenv import parse_dotenv
@@ -209,7 +210,7 @@ def _take_code(request: Request, run: RunDirectory, asked: snapshot.Asked | None
         return None
     env_file = request.config.environment.env_file
     never = [request.runs_dir, *([Path(env_file)] if env_file else [])]
-    return snapshot.Taking(source, run.code, never, asked)
+    return snapshot.Taking(source, run.code, never, asked, Store.of(request.runs_dir, source))
 
 
 def _write(request: Request, run: RunDirectory, secrets: dict[str, str], from_checkout: bool) -> Plan:

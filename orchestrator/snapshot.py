@@ -5,6 +5,8 @@ What it is
     documentation, into the run directory and says which commit it was and what differed from it. Without
     git it copies the folders of the project.
 
+    What has not changed since an earlier launch is linked from a store of copies (`orchestrator.code_store`).
+
 What it does not do
     It never copies what looks like a secret, what is large, or what lies in the runs directory; it says
     what it left out. It changes nothing in the checkout.
@@ -22,6 +24,7 @@ from pathlib import Path, PurePath
 from threading import Thread
 from typing import Self, TypeVar
 
+from orchestrator.code_store import Store, read_only
 from orchestrator.durable import fsync_directory
 
 T = TypeVar("T")
@@ -65,13 +68,20 @@ def is_secret(path: str | PurePath) -> bool:
     return any(word in name for word in _VAGUE) and PurePath(given).suffix not in _SOURCE
 
 
-def take(checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | None = None) -> Snapshot:
+def take(
+    checkout: Path,
+    into: Path,
+    never: Iterable[Path] = (),
+    asked: Asked | None = None,
+    store: Store | None = None,
+) -> Snapshot:
     """Copy the code of `checkout` to the new folder `into`, durably. Paths in or below `never` are left out.
 
-    `asked` is about the same checkout, when git was asked before. Raises OSError.
+    `asked` is about the same checkout, when git was asked before; `store` has copies on the same filesystem
+    as `into`. Raises OSError.
     """
     with asked or Asked(checkout) as questions:
-        return _take(checkout, into, never, questions)
+        return _take(checkout, into, never, questions, store)
 
 
 class Taking(Thread):
@@ -79,10 +89,15 @@ class Taking(Thread):
     removed."""
 
     def __init__(
-        self, checkout: Path, into: Path, never: Iterable[Path] = (), asked: Asked | None = None
+        self,
+        checkout: Path,
+        into: Path,
+        never: Iterable[Path] = (),
+        asked: Asked | None = None,
+        store: Store | None = None,
     ) -> None:
         super().__init__(name="snapshot")
-        self._take: Callable[[], Snapshot] = lambda: take(checkout, into, never, asked)
+        self._take: Callable[[], Snapshot] = lambda: take(checkout, into, never, asked, store)
         self._taken: Snapshot | None = None
         self._error: BaseException | None = None
         self.start()
@@ -101,7 +116,9 @@ class Taking(Thread):
         return self._taken
 
 
-def _take(checkout: Path, into: Path, never: Iterable[Path], questions: Asked) -> Snapshot:
+def _take(
+    checkout: Path, into: Path, never: Iterable[Path], questions: Asked, store: Store | None
+) -> Snapshot:
     listed = questions.answer("files")
     names = sorted({n for n in listed.split("\0") if n}) if listed is not None else list(_walk(checkout))
     forbidden = [os.path.realpath(path) for path in never]
@@ -115,7 +132,7 @@ def _take(checkout: Path, into: Path, never: Iterable[Path], questions: Asked) -
             wanted.append(name)
         elif reason:
             left_out.append(f"{name} ({reason})")
-    _copy_all(real, into, wanted)
+    _copy_all(real, into, wanted, store)
     return _with_commit(checkout, questions, len(wanted), left_out)
 
 
@@ -148,19 +165,32 @@ def _refuse(checkout: str, name: str, target: str, forbidden: list[str]) -> str 
     return f"larger than {MAX_FILE >> 20} MiB" if about.st_size > MAX_FILE else None
 
 
-def _copy_all(checkout: str, into: Path, names: Sequence[str]) -> None:
-    """Copy the files, then make them durable with their folders: a job may start on another host while
-    this one still has them in memory only. Several at once, for a disk commits them together."""
+def _copy_all(checkout: str, into: Path, names: Sequence[str], store: Store | None) -> None:
+    """Link or copy the files, then make them durable with their folders: a job may start on another host
+    while this one still has them in memory only."""
+    folders = _make_folders(into, names)
+    new = [n for n in names if store is None or not store.link(f"{checkout}/{n}", f"{into}/{n}")]
+    if new:  # several at once, for a disk commits them together
+        _several(lambda name: _copy(f"{checkout}/{name}", f"{into}/{name}", store), new)
+    if new and store is not None:
+        store.prune()
+    _several(fsync_directory, folders)
+
+
+def _make_folders(into: Path, names: Sequence[str]) -> list[Path]:
+    """`into` and the folders of the files below it, made and returned."""
     into.mkdir()
-    folders = {"": into}
+    made = {"": str(into)}
+
+    def make(folder: str) -> None:
+        if folder not in made:
+            make(folder.rpartition("/")[0])
+            made[folder] = f"{into}/{folder}"
+            os.mkdir(made[folder])  # noqa: PTH102 - see _refuse
+
     for name in names:
-        folder = os.path.dirname(name)  # noqa: PTH120 - see _refuse
-        if folder not in folders:
-            folders[folder] = into / folder
-            folders[folder].mkdir(parents=True, exist_ok=True)
-    _several(lambda name: _copy(f"{checkout}/{name}", f"{into}/{name}"), names)
-    every = {parent for folder in folders.values() for parent in (folder, *folder.parents)}
-    _several(fsync_directory, [f for f in every if f.is_relative_to(into)])
+        make(name.rpartition("/")[0])
+    return [Path(folder) for folder in made.values()]
 
 
 def _several(work: Callable[[T], object], items: Sequence[T]) -> None:
@@ -187,15 +217,22 @@ def _several(work: Callable[[T], object], items: Sequence[T]) -> None:
         raise errors[0]
 
 
-def _copy(source: str, target: str) -> None:
-    """With its mode and times: what was built stays newer than its source."""
+def _copy(source: str, target: str, store: Store | None) -> None:
+    """With its times, so that what was built stays newer than its source, and its mode, but read-only."""
     with open(source, "rb", buffering=0) as old, open(target, "xb", buffering=0) as new:  # noqa: PTH123
         about = os.fstat(old.fileno())
         while os.sendfile(new.fileno(), old.fileno(), None, MAX_FILE):
             pass
-        os.fchmod(new.fileno(), stat.S_IMODE(about.st_mode))
+        os.fchmod(new.fileno(), read_only(about.st_mode))
         os.utime(new.fileno(), ns=(about.st_atime_ns, about.st_mtime_ns))
         os.fsync(new.fileno())
+        unchanged = _version(os.fstat(old.fileno())) == _version(about)
+    if store is not None and unchanged:
+        store.keep(about, target)
+
+
+def _version(about: os.stat_result) -> tuple[int, ...]:
+    return about.st_size, about.st_mode, about.st_mtime_ns, about.st_ctime_ns
 
 
 def _built(checkout: Path) -> list[str]:
@@ -218,10 +255,11 @@ def _walk(checkout: Path) -> Iterator[str]:
 _QUESTIONS = {
     "files": ("ls-files", "-z", "--cached", "--others", "--exclude-standard"),
     "status": ("status", "--porcelain=v2", "--branch", "-z"),
-    "changed": ("diff", "--relative", "--name-only", "-z", "HEAD"),
 }
-"""Asked all at once; the answers about the commit are collected after the files were copied."""
+"""Asked at once; the answer about the commit is collected after the files were copied."""
 _OID = "# branch.oid "
+_TRACKED = ("1 ", "2 ", "u ")
+"""How a line about a tracked file that differs from the commit begins."""
 
 
 def _with_commit(checkout: Path, questions: Asked, copied: int, left_out: list[str]) -> Snapshot:
@@ -230,17 +268,23 @@ def _with_commit(checkout: Path, questions: Asked, copied: int, left_out: list[s
     if not commit or commit == "(initial)":
         return Snapshot("", any(not line.startswith("# ") for line in about), "", copied, left_out)
     dirty = any(not line.startswith("# ") for line in about)
-    return Snapshot(commit, dirty, _patch(checkout, questions.answer("changed") or ""), copied, left_out)
+    patch = _patch(checkout) if any(line.startswith(_TRACKED) for line in about) else ""
+    return Snapshot(commit, dirty, patch, copied, left_out)
 
 
-def _patch(checkout: Path, changed: str) -> str:
+def _patch(checkout: Path) -> str:
     """The diff of tracked files to the commit, secrets left out."""
+    changed = _ask(checkout, "diff", "--relative", "--name-only", "-z", "HEAD")
     names = [n for n in changed.split("\0") if n and not is_secret(n)]
     if not names:
         return ""
-    with _Git(checkout, "diff", "--relative", "--no-ext-diff", "HEAD", "--", *names) as diff:
-        patch = diff.answer() or ""
+    patch = _ask(checkout, "diff", "--relative", "--no-ext-diff", "HEAD", "--", *names)
     return patch if len(patch) <= MAX_PATCH else f"# {len(patch)} bytes of changes, too many to keep\n"
+
+
+def _ask(checkout: Path, *arguments: str) -> str:
+    with _Git(checkout, *arguments) as git:
+        return git.answer() or ""
 
 
 @contextlib.contextmanager
