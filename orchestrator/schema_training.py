@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from orchestrator.quantities import Seconds
 from orchestrator.schema_algorithm import Algorithm as Algorithm  # a section like those below
-from orchestrator.schema_algorithm import Fraction, NotNegative, Positive
+from orchestrator.schema_algorithm import NotNegative, Positive
+from orchestrator.schema_rollout import Rollout as Rollout  # likewise
 from orchestrator.typed import Limits, Section, made
 
 
@@ -35,41 +36,6 @@ class Data(Section):
     reward_functions: list[str] = made(factory=list)
     """Python functions, `module:function`, that tasks may be judged by, outside of the sandbox. The first
     judges rows that name none (verl's `reward_model`, SkyRL's `reward_spec`)."""
-
-
-class Rollout(Section):
-    engine: Literal["vllm", "torch"] = "vllm"
-    """`vllm` samples fast; `torch` is exact, deterministic and slow."""
-    prompts_per_step: Positive = 16
-    """Tasks per step (the training batch size, in prompts)."""
-    rollouts_per_prompt: Positive = 4
-    """Trajectories sampled for each task."""
-    max_prompt_length: Positive = 2048
-    """Longest prompt, in tokens."""
-    max_response_length: Positive = 4096
-    """Longest episode after the prompt, in tokens, observations included."""
-    max_turns: Positive = 8
-    """Turns of one episode."""
-    max_tokens_per_turn: Positive = 512
-    """Tokens sampled in one turn."""
-    max_observation_bytes: Positive = 8192
-    """Bytes of a command's output that the policy sees."""
-    temperature: Annotated[float, Limits(gt=0)] = 1.0
-    """Sampling temperature; the trainer applies the same to its log-probabilities."""
-    tensor_parallel_size: Positive = 1
-    """GPUs that share one copy of the model when generating (TP size)."""
-    gpu_memory_utilization: Fraction = 0.5
-    """Share of GPU memory that vLLM takes."""
-    kv_cache_bytes: Positive | None = None
-    """Size of the key-value cache; needed on CPUs, where a share of memory means the whole machine's."""
-    max_parallel_episodes: Positive = 64
-    """Episodes in flight at once."""
-    turn_timeout: Seconds = 120
-    """Time limit of one command in a sandbox."""
-    episode_timeout: Seconds = 1800
-    """Time limit of one episode."""
-    retries: Annotated[int, Limits(ge=0)] = 2
-    """Fresh sandboxes tried when infrastructure loses one; after that the episode is masked."""
 
 
 class Trainer(Section):
@@ -112,5 +78,7 @@ class Trainer(Section):
     """`auto` goes on from the newest complete checkpoint."""
     mismatch_limit: Annotated[float, Limits(gt=0)] = 0.1
     """The run stops when the probe after a weight sync differs by more, in nats."""
+    loggers: list[Literal["wandb", "trackio"]] = made(factory=list)
+    """Where metrics go besides `metrics.jsonl` and TensorBoard, which always get them."""
     threads: Annotated[int, Limits(ge=0)] = 0
     """CPU threads of torch and of the engine; 0 means the CPUs of the job."""
