@@ -36,6 +36,7 @@ from runtime_server.gate import Gate, read_body
 from runtime_server.idempotency import Idempotency
 from runtime_server.image_store import default_store
 from runtime_server.openapi import document, methods_of
+from runtime_server.quick import Quick
 from runtime_server.routes import archives, lifecycle, processes, sessions
 from runtime_server.routes.answers import answer, while_connected
 from runtime_server.running import Running
@@ -132,6 +133,8 @@ def create_app(
         title="Sandbox server", version=api.version, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.add_middleware(Idempotency)  # behind the gate
+    refused = Refusals(boxes)
+    app.add_middleware(Quick, boxes=boxes, refused=refused)
     app.add_middleware(Gate, key=key)
     app.add_middleware(Front, runtimes=runtimes, key=key)  # outside of the gate: it has keys of its own
     _add_routes(app, api)
@@ -143,7 +146,7 @@ def create_app(
         archives.routes(boxes),
     ):
         app.include_router(router)
-    _add_errors(app, boxes)
+    _add_errors(app, refused)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 
@@ -170,7 +173,7 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     boxes = api.sandboxes
     queue, serialise = (boxes.metrics.exec_phase[name] for name in ("queue", "serialise"))
 
-    # first, for routes are tried in order and this is what nearly every request wants
+    # what is not `quick.py`'s of it; first, for routes are tried in order
     @app.post("/v1/sandboxes/{identity}/exec")
     async def exec_(request: Request, identity: str, body: wire.Exec) -> Response:
         queue.observe(time.perf_counter() - request.scope["received"])
@@ -222,20 +225,30 @@ def _add_routes(app: FastAPI, api: Api) -> None:
         return await api.read(identity, path)
 
 
-def _add_errors(app: FastAPI, boxes: Sandboxes) -> None:
-    def failed(error: SandboxError, headers: dict[str, str] | None = None) -> Response:
-        boxes.metrics.errors.labels(error.code).inc()
+class Refusals:
+    """Errors as answers, and counted."""
+
+    def __init__(self, boxes: Sandboxes) -> None:
+        self._errors = boxes.metrics.errors
+
+    def __call__(self, error: SandboxError) -> Response:
+        return self.of(error, {"Retry-After": "5"} if error.status == 503 else None)
+
+    def of(self, error: SandboxError, headers: dict[str, str] | None = None) -> Response:
+        self._errors.labels(error.code).inc()
         response = answer(wire.Failed(error=error.failure()), error.status)
         response.headers.update(headers or {})
         return response
 
+
+def _add_errors(app: FastAPI, refused: Refusals) -> None:
     @app.exception_handler(SandboxError)
     async def known(_: Request, error: SandboxError) -> Response:
-        return failed(error, {"Retry-After": "5"} if error.status == 503 else None)
+        return refused(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return failed(BadRequest(_complaints(error)))
+        return refused.of(BadRequest(_complaints(error)))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
@@ -243,11 +256,11 @@ def _add_errors(app: FastAPI, boxes: Sandboxes) -> None:
         raised = kind(f"{request.method} {request.url.path}: {error.detail}")
         raised.status = error.status_code
         allowed = methods_of(app, request.url.path) if error.status_code == 405 else set()
-        return failed(raised, {"Allow": ", ".join(sorted(allowed))} if allowed else None)
+        return refused.of(raised, {"Allow": ", ".join(sorted(allowed))} if allowed else None)
 
     @app.exception_handler(Exception)
     async def unknown(_: Request, error: Exception) -> Response:  # uvicorn's log has the traceback
-        return failed(Internal(f"the server made a mistake ({type(error).__name__}); its log says more"))
+        return refused.of(Internal(f"the server made a mistake ({type(error).__name__}); its log says more"))
 
 
 def _complaints(error: RequestValidationError) -> str:

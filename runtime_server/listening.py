@@ -8,6 +8,8 @@ What it is
 How to use it
     uvicorn.Config(app, http=Bounded)
 
+    A connection tells who works for it that its client has left: `scope[DEPARTURE].ends_task()`.
+
 What it does not do
     How large a body may be is the gate's; here only: what was answered before all of it came has no longer.
     A request whose head comes in one piece costs nothing but a comparison.
@@ -16,10 +18,13 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+DEPARTURE = "orchestrate.departure"
 HEAD_MAX = 64 << 10
 HEAD_S = 30.0
 _REFUSAL = (
@@ -31,12 +36,39 @@ _SAID = (
 )
 
 
+class Departure:
+    """Of the client of one connection: without it each request needs a task that waits for nothing else."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._working: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def ends_task(self) -> Iterator[None]:
+        """For the time of this `with` the current task is cancelled when the client leaves."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self.gone:
+            task.cancel()
+        self._working.add(task)
+        try:
+            yield
+        finally:
+            self._working.discard(task)
+
+    def happens(self) -> None:
+        self.gone = True
+        for task in self._working:
+            task.cancel()
+
+
 class Bounded(HttpToolsProtocol):
     """See the module's docstring."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._in_head, self._came, self._held = True, 0, 0
+        self._departure = Departure()
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,6 +78,7 @@ class Bounded(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()
         super().connection_lost(exc)
+        self._departure.happens()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -59,6 +92,7 @@ class Bounded(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._came, self._held = True, 0, 0
         super().on_message_begin()
+        self.scope[DEPARTURE] = self._departure  # type: ignore[literal-required]  # ASGI lets servers add keys
 
     def on_url(self, url: bytes) -> None:
         self._hold(len(url))

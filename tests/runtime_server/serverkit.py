@@ -25,7 +25,8 @@ from orchestrator.schema import Runtime
 from runtime_server.app import Identity, create_app, default_sandboxes
 from runtime_server.client import Client
 from runtime_server.engines import processes
-from runtime_server.engines.state import bases
+from runtime_server.engines.ownership import bases
+from runtime_server.listening import Bounded
 from runtime_server.sandboxes import Sandboxes
 
 START_S = 60
@@ -135,7 +136,7 @@ def run_server(config: Runtime) -> Iterator[tuple[str, ThreadedSandboxes]]:
     """URL and sandboxes of a server that runs for the time of the `with`."""
     boxes = ThreadedSandboxes(config, default_sandboxes(config).engine)
     app = create_app(config, key=KEY, identity=Identity("r1", 3, "n1"), sandboxes=boxes)
-    settings = uvicorn.Config(app, lifespan="on", log_config=None, ws="none", loop="uvloop")
+    settings = uvicorn.Config(app, lifespan="on", log_config=None, ws="none", loop="uvloop", http=Bounded)
     server = uvicorn.Server(settings)
     bound = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()

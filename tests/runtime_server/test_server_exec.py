@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -151,3 +152,56 @@ async def test_kill_ends_what_was_left_running_and_keeps_files(sandbox: BoundSan
     await sandbox.kill()
     assert (await running).signal == 9
     assert (await sandbox.exec("pgrep -c sleep; cat file")).stdout.text == "0\nkept\n"
+
+
+ODD = [
+    (b'{"command":["false"]}', {}, 200),
+    (b'{"command":["false"],"timeout_s":NaN}', {}, 400),
+    (b'{"command":["false"],"other":1}', {}, 400),
+    (b'{"command":"echo \\ud800"}', {}, 400),
+    (b"{", {}, 400),
+    (b"", {}, 400),
+    (b'{"command":["false"]}', {"Content-Type": "text/plain"}, 400),
+    (b'{"command":["false"],"cwd":"/no/such"}', {}, 404),
+]
+
+
+@pytest.mark.parametrize(("body", "headers", "status"), ODD)
+async def test_the_short_way_and_the_route_say_the_same(
+    server: Server, sandbox: BoundSandbox, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    """A body whose length is not announced up front, and one with a key, do not go the short way."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 8):
+            yield body[at : at + 8]
+            await asyncio.sleep(0.002)
+
+    where = f"{server.url}/v1/sandboxes/{sandbox.id}/exec"
+    headers = {"X-API-Key": server.key, "Content-Type": "application/json"} | headers
+    async with httpx.AsyncClient(timeout=20) as raw:
+        short = await raw.post(where, content=body, headers=headers)
+        slow = await raw.post(where, content=pieces(), headers=headers)
+        keyed = await raw.post(
+            where, content=body, headers=headers | {"Idempotency-Key": os.urandom(8).hex()}
+        )
+    for one in (short, slow, keyed):
+        assert one.status_code == status
+        assert _said(one) == _said(short)
+
+
+def _said(response: httpx.Response) -> object:
+    said = response.json()
+    said.pop("duration_ms", None)
+    return [response.headers["content-type"], said]
+
+
+async def test_the_short_way_is_guarded_like_every_other(server: Server, sandbox: BoundSandbox) -> None:
+    where, body = f"{server.url}/v1/sandboxes/%s/exec", {"command": ["true"]}
+    async with httpx.AsyncClient(timeout=20) as raw:
+        for key in ({}, {"X-API-Key": "wrong"}):
+            assert (await raw.post(where % sandbox.id, json=body, headers=key)).status_code == 401
+        known = {"X-API-Key": server.key}
+        missing = await raw.post(where % "no-such-box", json=body, headers=known)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "sandbox_not_found")
+        assert (await raw.get(where % sandbox.id, headers=known)).status_code == 405
