@@ -35,7 +35,7 @@ class Rollout(Section):
     """The bash tool's commands run in one shell that keeps directory and variables, or each in its own."""
     system_prompt: str = ""
     """Put before a task's own system message (chat format)."""
-    template_file: str = ""
+    dialogue_template: str = ""
     """File with a Jinja chat template that takes the place of the model's own."""
     max_turns: Positive = 8
     """Turns of one episode."""
