@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 
 from trainer.episode import Episode, Status
+from trainer.losses import totals_of
+from trainer.ranks import ALONE, Ranks
 
 MiniBatch = list[list[int]]
 """Micro-batches of one optimiser step, each a list of row numbers."""
@@ -34,15 +36,19 @@ MiniBatch = list[list[int]]
 
 @dataclass
 class Batch:
-    """One step's rows; every tensor but `lengths` and `outcomes` is [rows, tokens].
+    """One step's rows; a tensor is [rows, tokens] unless it says [rows].
 
     ids                token ids, padded with 0
     mask               1.0 where the policy sampled the token
     rollout            log-probabilities (nats) as the engine gave them, 0 where masked
     outcomes [rows]    reward of each episode
     lengths [rows]     tokens of each episode
+    responses [rows]   tokens after the prompt, observations included
+    groups [rows]      number of the prompt in the step, the same on no two ranks but for the same prompt
+    status [rows]      how each episode ended: its place in `Status`
     The rest is filled in as the step goes on: `old` log-probabilities and `values` before the update,
-    `reference` log-probabilities, whitened `advantages`, `returns`; all 0 where masked.
+    `reference` log-probabilities, whitened `advantages`, `returns`, and the correction's `weight`; all but
+    the last 0 where masked.
     """
 
     ids: Tensor
@@ -50,11 +56,15 @@ class Batch:
     rollout: Tensor
     outcomes: Tensor
     lengths: Tensor
+    responses: Tensor
+    groups: Tensor
+    status: Tensor
     old: Tensor
     values: Tensor
     reference: Tensor
     advantages: Tensor
     returns: Tensor
+    weight: Tensor
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> Self:
@@ -70,11 +80,28 @@ class Batch:
             rollout=rollout,
             outcomes=torch.tensor([e.reward for e in episodes], dtype=torch.float32),
             lengths=torch.tensor([len(e.ids) for e in episodes]),
+            responses=torch.tensor([e.response_length for e in episodes]),
+            groups=torch.tensor([e.group for e in episodes]),
+            status=torch.tensor([STATUSES.index(e.status) for e in episodes]),
             **{name: torch.zeros_like(rollout) for name in FILLED},
         )
 
+    @classmethod
+    def nothing(cls) -> Self:
+        """One row of two tokens, all masked: what a rank holds that has no episode while others have some."""
+        empty = Episode.start("", -1, [0, 0]).finish(status=Status.INFRA)
+        return cls.of([empty])
+
+    @property
+    def acting(self) -> Tensor:
+        """[rows] True where there is something to learn from: any action at all."""
+        return self.mask.sum(1) > 0
+
     def take(self, rows: Sequence[int], device: torch.device | None = None) -> Self:
-        """These rows, cut to the longest of them, on `device`."""
+        """These rows, cut to the longest of them, on `device`. No rows: `nothing`, which goes through a model
+        like any other and adds 0 to every loss."""
+        if not rows:
+            return self.nothing().take([0], device)
         index = torch.as_tensor(rows)
         width = int(self.lengths[index].max())
         parts = {f.name: getattr(self, f.name)[index] for f in fields(self)}
@@ -83,14 +110,21 @@ class Batch:
 
     def put(self, name: str, rows: Sequence[int], part: Tensor) -> None:
         """Write what was computed for `take(rows)` back into the tensor called `name`."""
+        if not rows:
+            return
         getattr(self, name)[torch.as_tensor(rows), : part.shape[1]] = part.to("cpu", torch.float32)
 
-    def actions(self, minibatch: MiniBatch) -> float:
-        """Action tokens of a whole minibatch: what its losses are divided by."""
-        return float(sum(self.mask[rows].sum() for rows in minibatch))
+    def drop(self, rows: Tensor) -> None:
+        """Mask these rows ([rows], True) whole: they take no part in the step from now on."""
+        self.mask = self.mask * ~rows[:, None]
+
+    def totals(self, minibatch: MiniBatch) -> Tensor:
+        """[2] action tokens of a whole minibatch and rows that have any: what its losses are divided by."""
+        return totals_of(self.mask[[row for rows in minibatch for row in rows]])
 
 
-FILLED = ("old", "values", "reference", "advantages", "returns")
+FILLED = ("old", "values", "reference", "advantages", "returns", "weight")
+STATUSES = list(Status)
 
 
 def trainable(episodes: Sequence[Episode], truncated: str = "score") -> list[Episode]:
@@ -100,18 +134,30 @@ def trainable(episodes: Sequence[Episode], truncated: str = "score") -> list[Epi
     return [e for e in episodes if e.valid and e.status not in masked and any(e.mask)]
 
 
-def divide(lengths: Tensor, minibatches: int, budget: int) -> list[MiniBatch]:
+# --- division ----------------------------------------------------------------------------------------
+
+
+def divide(
+    lengths: Tensor, minibatches: int, budget: int, packed: bool = False, ranks: Ranks = ALONE
+) -> list[MiniBatch]:
     """Deal the rows out at random into `minibatches` of near-equal size, each into micro-batches.
 
-    A micro-batch holds rows of similar length whose padded tokens (rows × longest) stay within `budget`; a
-    row above the budget goes alone. The order comes from torch's global generator: same state, same order.
+    A micro-batch stays within `budget` tokens: real ones when rows are `packed` one behind the other, else
+    padded ones (rows × longest), of rows of similar length. A row above the budget goes alone. With several
+    ranks all of them get as many minibatches, and in each as many micro-batches, as the one that needs most:
+    a sharded model computes on all ranks or on none. Missing ones are made by splitting, then left empty.
+    The order comes from torch's global generator: same state, same order.
     """
     order = torch.randperm(len(lengths)).tolist()
-    parts = [order[i::minibatches] for i in range(minibatches)]
-    return [_pack(sorted(part, key=lambda row: int(lengths[row])), lengths, budget) for part in parts if part]
+    parts = [part for i in range(minibatches) if (part := order[i::minibatches])]
+    parts += [[]] * (int(ranks.max(torch.tensor(len(parts)))) - len(parts))
+    pack = _pack_real if packed else _pack_padded
+    made = [pack(sorted(part, key=lambda row: int(lengths[row])), lengths, budget) for part in parts]
+    counts: list[int] = ranks.max(torch.tensor([len(mini) for mini in made])).tolist()
+    return [_spread(mini, count) for mini, count in zip(made, counts, strict=True)]
 
 
-def _pack(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
+def _pack_padded(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
     """Rows, shortest first, cut into runs within the budget."""
     packed: MiniBatch = [[]]
     for row in rows:
@@ -119,6 +165,32 @@ def _pack(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
             packed.append([])
         packed[-1].append(row)
     return packed
+
+
+def _pack_real(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
+    """Rows, longest first, each where it leaves the least room: few micro-batches, all of them full."""
+    packed: MiniBatch = []
+    left: list[int] = []
+    for row in reversed(rows):
+        size = int(lengths[row])
+        fits = [i for i, room in enumerate(left) if size <= room]
+        at = min(fits, key=lambda i: left[i], default=len(packed))
+        if at == len(packed):
+            packed.append([])
+            left.append(budget)
+        packed[at].append(row)
+        left[at] -= size
+    return packed or [[]]
+
+
+def _spread(minibatch: MiniBatch, count: int) -> MiniBatch:
+    """As `count` micro-batches: the ones with most rows are halved as long as there is one to halve."""
+    found = list(minibatch)
+    while len(found) < count:
+        at = max(range(len(found)), key=lambda i: len(found[i]))
+        half = (len(found[at]) + 1) // 2
+        found[at : at + 1] = [found[at][:half], found[at][half:]]
+    return found
 
 
 def _check(episode: Episode) -> None:

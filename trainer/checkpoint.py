@@ -3,7 +3,7 @@
 What it is
     One directory per checkpoint, `step-000040` = 40 steps done:
         policy/                      the policy as Hugging Face saves it: loads into vLLM and transformers
-        critic.safetensors
+        critic.safetensors           and its optimizer: only where the estimator learns a critic
         policy_optimizer.safetensors, critic_optimizer.safetensors      Adam's moments and step counts
         rng.safetensors              torch's generators
         state.json                   step, data cursor, python's and NumPy's generators, configuration,
@@ -201,7 +201,8 @@ def _make_durable(folder: Path) -> None:
 
 def _write(folder: Path, learner: Learner, progress: Progress) -> None:
     save_model(learner.policy, folder / POLICY)
-    save_file(_tensors(learner.critic.state_dict()), folder / "critic.safetensors")
+    if learner.critic is not None:
+        save_file(_tensors(learner.critic.state_dict()), folder / "critic.safetensors")
     for name, optimizer in _optimizers(learner).items():
         save_file(_optimizer_tensors(optimizer), folder / f"{name}.safetensors")
     save_file(progress.torch_generators, folder / "rng.safetensors")
@@ -231,7 +232,8 @@ def restore(checkpoint: Path, learner: Learner) -> Progress:
     progress = read_progress(checkpoint)
     with _explained(checkpoint):
         load_weights(learner.policy, checkpoint / POLICY)
-        learner.critic.load_state_dict(load_file(checkpoint / "critic.safetensors"))
+        if learner.critic is not None:
+            learner.critic.load_state_dict(load_file(checkpoint / "critic.safetensors"))
         for name, optimizer in _optimizers(learner).items():
             _load_optimizer(optimizer, load_file(checkpoint / f"{name}.safetensors"))
     rewind(progress)
@@ -266,10 +268,10 @@ def _explained(checkpoint: Path) -> Any:
 
 
 def _optimizers(learner: Learner) -> dict[str, Optimizer]:
-    return {
-        "policy_optimizer": learner.policy_optimizer,
-        "critic_optimizer": learner.critic_optimizer,
-    }
+    found = {"policy_optimizer": learner.policy_optimizer}
+    if learner.critic_optimizer is not None:
+        found["critic_optimizer"] = learner.critic_optimizer
+    return found
 
 
 def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

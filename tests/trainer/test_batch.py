@@ -83,6 +83,6 @@ def test_malformed_episodes_are_refused() -> None:
         Batch.of([])
 
 
-def test_actions_are_counted_over_the_whole_minibatch() -> None:
-    batch = Batch.of([episode(1), episode(4, 2), episode(2)])
-    assert batch.actions([[0], [1, 2]]) == 9.0
+def test_tokens_and_rows_are_counted_over_the_whole_minibatch() -> None:
+    batch = Batch.of([episode(1), episode(4, 2), episode(2, status=Status.INFRA)])
+    assert batch.totals([[0], [1, 2]]).tolist() == [7.0, 2.0]

@@ -20,29 +20,6 @@ def test_the_first_ratio_is_exactly_one() -> None:
     assert found["optimizer_steps"] == 6 and found["nonfinite"] == 0
 
 
-def test_loss_and_gradient_do_not_depend_on_micro_batches_or_padding() -> None:
-    gradients, losses = [], []
-    whole = Batch.of(made_episodes(9))
-    for budget in (10_000, 60, 1):
-        learner = small_learner()
-        division = divide(whole.lengths, 1, budget)
-        learner.prepare(whole, division)
-        count = whole.actions(division[0])
-        found = 0.0
-        for rows in division[0]:
-            part = whole.take(rows)
-            found += (
-                learner._policy_pass(part, count)["loss_policy"]
-                + learner._critic_pass(part, count)["loss_value"]
-            )
-        losses.append(found)
-        every = [*learner.policy.parameters(), *learner.critic.parameters()]
-        gradients.append(torch.cat([p.grad.flatten() for p in every if p.grad is not None]))
-    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
-    for other in gradients[1:]:
-        torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-6)
-
-
 def test_while_only_the_critic_learns_the_policy_does_not_move() -> None:
     learner, whole = small_learner(), Batch.of(made_episodes())
     before = {name: x.clone() for name, x in learner.policy.state_dict().items()}
