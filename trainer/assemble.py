@@ -34,7 +34,7 @@ from trainer.engines import open_engine
 from trainer.environments import Environment, open_environment
 from trainer.errors import CheckpointError
 from trainer.interrupt import Interrupt
-from trainer.learner import Learner
+from trainer.learner import Learner, needs_critic, needs_reference
 from trainer.metrics import Metrics
 from trainer.model import (
     ByteTokenizer,
@@ -68,8 +68,9 @@ def assemble(
     store = Checkpoints(Path(wanted.checkpoint_dir or run.checkpoints), wanted.keep_checkpoints)
     tokenizer, origin = find_origin(config, store)
     policy = load_policy(origin, device)
-    reference = freeze(load_policy(origin, device)) if config.algorithm.kl_coef > 0 else None
-    learner = Learner.of(config, policy, make_critic(policy), reference)
+    reference = freeze(load_policy(origin, device)) if needs_reference(config.algorithm) else None
+    critic = make_critic(policy) if needs_critic(config.algorithm) else None
+    learner = Learner.of(config, policy, critic, reference)
     learner.check = interrupt.check
     sampler = Sampler(len(tasks), config.run.seed, config.data.shuffle)
     step = resume(config, store, learner, sampler, events)
