@@ -24,6 +24,13 @@ class Model(Section):
     """Number type of the policy's weights."""
     warmstart_steps: Annotated[int, Limits(ge=0)] = 0
     """Supervised steps on the task family's own transcripts before PPO (for `builtin:tiny`)."""
+    lora_rank: Annotated[int, Limits(ge=0)] = 0
+    """Train low-rank adapters of this rank instead of all weights; 0 trains all. The reference is then the
+    policy without its adapters. Needs peft."""
+    lora_alpha: Positive = 32
+    """Scale of the adapters: their product is multiplied by alpha ÷ rank."""
+    lora_targets: str = "all-linear"
+    """Layers with adapters: names separated by commas (`q_proj,v_proj`), or all linear ones."""
 
 
 class Data(Section):
@@ -61,8 +68,21 @@ class Trainer(Section):
     """Global gradient norm is clipped to this."""
     critic_warmup_steps: Annotated[int, Limits(ge=0)] = 0
     """First steps in which only the critic learns."""
+    packing: bool = False
+    """Sequences one behind the other instead of padded to equal length; `micro_batch_tokens` then counts real
+    tokens."""
+    activation_checkpointing: bool = False
+    """Compute each layer again in the backward pass instead of keeping what is inside it: a third more
+    computation, a fraction of the memory."""
+    reshard: bool = True
+    """With several processes: let go of a gathered layer after the forward pass and gather it again for the
+    backward one. false saves that gathering and costs the memory of all layers."""
+    ranks_timeout: Seconds = 3600
+    """How long a process waits for the others before it gives up: longer than any one's share of the episodes
+    may take more than another's."""
     sequence_parallel_size: Positive = 1
-    """GPUs that share one sequence when training (SP size)."""
+    """GPUs that share one sequence when training (SP size). Only 1: see docs/how-to/many-gpus.md for long
+    sequences."""
     checkpoint_dir: str = ""
     """Where checkpoints go; empty means `training/checkpoints` of the run."""
     rollout_dir: str = ""
@@ -73,7 +93,11 @@ class Trainer(Section):
     save_every: Positive = 20
     """Steps between checkpoints."""
     keep_checkpoints: Positive = 2
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest ones."""
+    keep_best: bool = True
+    """Keep the checkpoint with the best validation besides, named by `best`."""
+    async_save: bool = True
+    """Write regular checkpoints while training goes on, from a copy in main memory."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on from the newest complete checkpoint."""
     mismatch_limit: Annotated[float, Limits(gt=0)] = 0.1
