@@ -30,7 +30,7 @@ from orchestrator.contract import RunDirectory, wait_for
 from orchestrator.schema import Config
 from runtime_server.client import Client
 from runtime_server.engines import processes
-from runtime_server.engines.state import bases
+from runtime_server.engines.ownership import bases
 from runtime_server.wire import API_KEY_HEADER
 
 START_S = 120.0

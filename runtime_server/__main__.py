@@ -48,8 +48,9 @@ from runtime_server.app import Identity, create_app, default_sandboxes, store_of
 from runtime_server.claims import claim_of, comes_back, remains
 from runtime_server.dialects.keys import KEY_MIN, NAMES, given
 from runtime_server.engines import EngineError
+from runtime_server.engines.ownership import scratch
 from runtime_server.engines.service import find_programs
-from runtime_server.engines.state import scratch, sweep
+from runtime_server.engines.state import sweep
 from runtime_server.errors import SandboxError
 from runtime_server.image_store import ImageError
 from runtime_server.images import provide

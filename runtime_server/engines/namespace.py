@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from runtime_server.engines import EngineError, processes, userns
+from runtime_server.engines import EngineError, ownership, processes, userns
 from runtime_server.engines.probe import cgroup_version
 
 TRY_S = 30.0
@@ -131,15 +131,18 @@ def _run(
 
 @contextmanager
 def _scratch() -> Iterator[dict[str, str]]:
-    """An environment in which `podman unshare` leaves its process where we end it."""
-    with tempfile.TemporaryDirectory(prefix="orc-ns-") as folder:
-        settings, storage = Path(folder, "containers.conf"), Path(folder, "containers", "storage.conf")
+    """An environment in which `podman unshare` leaves its process where we end it, or the next sweep does."""
+    folder = ownership.scratch()
+    try:
+        settings, storage = folder / "containers.conf", folder / "containers" / "storage.conf"
         settings.write_text(f'[engine]\ntmp_dir = "{folder}/t"\nevents_logger = "none"\nlock_type = "file"\n')
         storage.parent.mkdir()
         storage.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/g"\nrunroot = "{folder}/r"\n')
-        homes = {"XDG_RUNTIME_DIR": folder, "XDG_CONFIG_HOME": folder}
+        homes = {"XDG_RUNTIME_DIR": str(folder), "XDG_CONFIG_HOME": str(folder)}
         yield {**os.environ, "CONTAINERS_CONF": str(settings), **homes}
-        end_pause(Path(folder))
+    finally:
+        end_pause(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def end_pause(folder: Path) -> None:

@@ -6,8 +6,7 @@ What it is
                database and lock files are written several times per container
     `storage`  the writable layers of the sandboxes; on disk, because a sandbox may write more than
                there is memory
-    Each holds `owner.json`: pid, start time and boot id of the server, so that whoever comes later can
-    tell a dead owner from a live one.
+    Each holds its owner's record (`ownership.py`).
 
 What it does not do
     It starts nothing. `sweep` touches no directory whose owner lives, nor one of another user.
@@ -16,41 +15,17 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
-import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from runtime_server.engines import EngineError, namespace, pausing, processes
-from runtime_server.engines.filesystems import filesystem, networked
+from runtime_server.engines.filesystems import networked
+from runtime_server.engines.ownership import OWNER, bases, dead_owner, new_token, own
 
 RUNROOT_MAX = 50  # Podman's own limit
 SOCKET_MAX = 107
-TMPFS_FREE = 64 << 20
-OWNER = "owner.json"
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who made a directory, and what else is to go with it."""
-
-    pid: int
-    started: int
-    boot: str
-    cgroup: str
-    claim: str = ""  # who may take it over when its owner has died: the same job on the same node
-
-    @classmethod
-    def me(cls, cgroup: str, claim: str = "") -> Self:
-        return cls(os.getpid(), processes.started(os.getpid()), processes.boot_id(), cgroup, claim)
-
-    @property
-    def alive(self) -> bool:
-        return self.boot == processes.boot_id() and processes.started(self.pid) == self.started
 
 
 class State:
@@ -85,14 +60,14 @@ class State:
     @classmethod
     def create(cls, state_dir: str = "", claim: str = "") -> Self:
         """Two fresh directories; both under `state_dir` when it is given. Raises EngineError."""
-        token = _token()
+        token = new_token()
         fast, disk = (Path(state_dir), Path(state_dir)) if state_dir else bases()
         state = cls(fast / token, disk / token)
         state.check()
         try:
             for folder in {state.root, state.storage}:
                 folder.mkdir(mode=0o700, parents=bool(state_dir))
-                _own(folder, state.cgroup, claim)
+                own(folder, state.cgroup, claim)
             for folder in (state.io, state.xdg, state.network, state.oci, state.graphroot):
                 folder.mkdir(mode=0o700)
             for folder in (state.layers, state.frozen, state.links, state.here):
@@ -113,7 +88,7 @@ class State:
             state = cls(path, roots[1] / path.name)
             if path.parent == roots[0] and state.journal.exists() and state.layers.is_dir():
                 for folder in {state.root, state.storage}:
-                    _own(folder, state.cgroup, claim)
+                    own(folder, state.cgroup, claim)
                 return state
         return None
 
@@ -142,20 +117,11 @@ class State:
             namespace.remove_tree(folder, last=OWNER)
 
 
-def bases() -> tuple[Path, Path]:
-    """Where state (a tmpfs, when there is one with room) and storage (a disk) go by default."""
-    temporary = Path(tempfile.gettempdir())
-    disk = Path("/var/tmp") if filesystem(temporary) == "tmpfs" else temporary  # noqa: S108 - private inside
-    shared = Path("/dev/shm")  # noqa: S108 - a private directory is made inside
-    roomy = filesystem(shared) == "tmpfs" and os.access(shared, os.W_OK) and _free(shared) >= TMPFS_FREE
-    return (shared if roomy else disk), disk
-
-
 def leftovers(state_dir: str = "") -> dict[Path, str]:
     """Directories that dead servers of this user left on this node, each with its claim."""
     folders = {Path(state_dir)} if state_dir else set(bases())
     candidates = [p for base in folders for p in sorted(base.glob(f"orc-{os.getuid()}-*"))]
-    return {path: owner.claim for path in candidates if (owner := _dead_owner(path)) is not None}
+    return {path: owner.claim for path in candidates if (owner := dead_owner(path)) is not None}
 
 
 def sweep(state_dir: str = "", spare: Callable[[str], bool] = bool) -> list[Path]:
@@ -174,37 +140,3 @@ def sweep(state_dir: str = "", spare: Callable[[str], bool] = bool) -> list[Path
 def inhabited(path: Path) -> bool:
     """Whether a sandbox of that server still waits for one who takes it over."""
     return bool(processes.children(processes.naming(path.name)))
-
-
-def scratch() -> Path:
-    """A private directory that a sweep removes when its owner could not."""
-    folder = bases()[0] / _token()
-    folder.mkdir(mode=0o700)
-    _own(folder, "")
-    return folder
-
-
-def _token() -> str:
-    return f"orc-{os.getuid()}-{secrets.token_hex(4)}"
-
-
-def _own(folder: Path, cgroup: str, claim: str = "") -> None:
-    file = folder / OWNER
-    file.with_suffix(".new").write_text(json.dumps(asdict(Owner.me(cgroup, claim))))
-    file.with_suffix(".new").replace(file)
-
-
-def _dead_owner(path: Path) -> Owner | None:
-    """Only when its record proves that the owner is gone."""
-    try:
-        status = path.lstat()
-        owner = Owner(**json.loads((path / OWNER).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    dead = status.st_uid == os.getuid() and not path.is_symlink() and not owner.alive
-    return owner if dead else None
-
-
-def _free(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize

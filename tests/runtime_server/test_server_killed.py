@@ -14,7 +14,8 @@ from serverkit import Server, state_of, until
 
 from runtime_server.client import Client
 from runtime_server.engines import processes
-from runtime_server.engines.state import State, bases
+from runtime_server.engines.ownership import bases
+from runtime_server.engines.state import State
 from runtime_server.errors import SandboxError
 
 pytestmark = pytest.mark.container

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pytest
 from runtime_server.__main__ import arguments, curl_line, settings
 from runtime_server.engines import EngineError, Recipe, processes
 from runtime_server.engines.filesystems import filesystem
+from runtime_server.engines.ownership import Owner
 from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
 from runtime_server.engines.spec import Node, create_body
-from runtime_server.engines.state import Owner, State, sweep
+from runtime_server.engines.state import State, leftovers, sweep
 from runtime_server.publish import address
 
 
@@ -59,6 +61,23 @@ def test_what_could_not_be_removed_is_found_again(tmp_path: Path) -> None:
         subprocess.run(["umount", state.xdg], check=True)
     assert [p.name for p in sweep(str(state.root.parent))] == [state.token]
     assert not state.root.exists()
+
+
+def test_the_directory_of_a_probe_that_was_killed_is_swept() -> None:
+    code = (
+        "from runtime_server.engines.namespace import _scratch\n"
+        "with _scratch() as env: print(env['CONTAINERS_CONF'], flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as probe:
+        assert probe.stdout is not None
+        folder = Path(probe.stdout.readline().strip()).parent
+        assert folder.is_dir() and folder not in leftovers()
+        probe.kill()
+    assert folder in leftovers()
+    sweep()
+    assert not folder.exists()
 
 
 def test_a_long_state_directory_is_refused() -> None:

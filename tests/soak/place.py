@@ -23,7 +23,8 @@ from orchestrator.contract import Env, RunDirectory
 from orchestrator.schema import Config
 from runtime_server.client import Client
 from runtime_server.engines import processes
-from runtime_server.engines.state import State, bases
+from runtime_server.engines.ownership import bases
+from runtime_server.engines.state import State
 from runtime_server.errors import SandboxError
 
 START_S, STOP_S = 90.0, 120.0
