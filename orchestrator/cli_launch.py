@@ -7,10 +7,8 @@ What it does not do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ import click
 
 from orchestrator.config import load
 from orchestrator.errors import ConfigError
+from orchestrator.frozen import asdict, dataclass
 from orchestrator.launch import Request, launch, preview
 from orchestrator.plan import Plan
 from orchestrator.schedulers import Scheduler, SchedulerError, open_scheduler
@@ -70,7 +69,7 @@ def _dry_run(planned: Plan, as_json: bool) -> int:
 
     checks = preflight.checks(planned)
     if as_json:
-        answers = {role: dataclasses.asdict(check) for role, check in checks.items()}
+        answers = {role: asdict(check) for role, check in checks.items()}
         click.echo(json.dumps(planned.as_dict() | {"checks": answers}, indent=1))
     else:
         view.console().print(view.plan(planned, checks))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import yaml
 from orchestrator import resources
 from orchestrator.config_keys import Key, keys, nearest, sections
 from orchestrator.errors import ConfigError
+from orchestrator.frozen import dataclass
 from orchestrator.schema import Config
 from orchestrator.typed import Invalid, Problem
 

@@ -14,10 +14,10 @@ What it does not do
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.frozen import dataclass
 from orchestrator.quantities import clock, parse_mebibytes, parse_seconds
 from orchestrator.schema import Config
 from orchestrator.typed import Field, Section

@@ -24,7 +24,6 @@ Rules it keeps (docs/design.md, "The run directory")
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from orchestrator.durable import append_line, fsync_directory, publish_bytes, read_bytes, read_json_lines
+from orchestrator.frozen import asdict, replace
 from orchestrator.records import (
     CompleteFlag,
     ContractError,
@@ -236,7 +236,7 @@ class RunDirectory:
         roles = (Role.RUNTIME, Role.TRAINING)
         more = [row for role in roles for row in read_json_lines(self.submissions(role))]
         everything = sorted([*manifest.submissions, *more], key=lambda entry: entry.get("number", 1))
-        return dataclasses.replace(manifest, submissions=everything)
+        return replace(manifest, submissions=everything)
 
     def read_servers(self) -> list[ServerRecord]:
         """What the servers of this run's fleet say, those of an earlier attempt included: hints, no more."""
@@ -338,7 +338,7 @@ class EventLog:
             host=socket.gethostname(),
             data=data,
         )
-        append_line(self.path, json.dumps(dataclasses.asdict(event), sort_keys=True, default=str))
+        append_line(self.path, json.dumps(asdict(event), sort_keys=True, default=str))
 
 
 def _event(row: dict[str, Any]) -> Event | None:

@@ -15,14 +15,12 @@ What it does not do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +32,7 @@ from orchestrator.contract import Manifest, Role, RunDirectory
 from orchestrator.dotenv import parse_dotenv
 from orchestrator.durable import write_new
 from orchestrator.errors import ConfigError
+from orchestrator.frozen import asdict, dataclass, field
 from orchestrator.plan import RESERVED, Context, Plan, environment_file, make_plan
 from orchestrator.processes import Process
 from orchestrator.schedulers import Scheduler
@@ -253,8 +252,8 @@ def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.S
         mode=plan.mode,
         environment=capture(),
         jobs={job.role: spec_record(spec_for(run, job, None)) for job in plan.jobs},
-        settings=dataclasses.asdict(plan.settings),
-        launcher=dataclasses.asdict(Process.of(os.getpid())),
+        settings=asdict(plan.settings),
+        launcher=asdict(Process.of(os.getpid())),
     )
 
 

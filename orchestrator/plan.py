@@ -17,13 +17,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import plan_slurm
 from orchestrator.contract import Env, Role, RunDirectory, Settings
 from orchestrator.errors import PlanError
+from orchestrator.frozen import asdict, dataclass, field, replace
 from orchestrator.plan_checks import contradictions, gpus, launcher_of, roles_of, totals, worries
 from orchestrator.quantities import clock
 from orchestrator.schema import Config, Job

@@ -22,8 +22,9 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from orchestrator.frozen import dataclass, field
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _STATE, _PARENT, _START = 0, 1, 19  # places in /proc/PID/stat after the name, see proc(5)

@@ -9,14 +9,13 @@ What it does not do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
 from orchestrator.errors import OrchestrateError
+from orchestrator.frozen import asdict, dataclass, field, fields
 
 
 class Env(StrEnum):
@@ -101,7 +100,7 @@ class Record:
     schema: int = 1
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2) + "\n"
+        return json.dumps(asdict(self), sort_keys=True, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -109,7 +108,7 @@ class Record:
         data = json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"expected a JSON object for {cls.__name__}")
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {f.name for f in fields(cls)}
         try:
             return cls(**{k: v for k, v in data.items() if k in known})
         except TypeError as error:

@@ -19,13 +19,13 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from threading import Thread
 from typing import Self, TypeVar
 
 from orchestrator.code_store import Store, read_only
 from orchestrator.durable import fsync_directory
+from orchestrator.frozen import dataclass, field
 
 T = TypeVar("T")
 

@@ -15,12 +15,12 @@ What it does not do
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Sequence
 
 from orchestrator.contract import Manifest, Role, RunDirectory, Submission, WaitTimeout, wait_for
 from orchestrator.errors import LaunchError
+from orchestrator.frozen import asdict, replace
 from orchestrator.plan import Plan, PlannedJob
 from orchestrator.schedulers import OVER, JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
 
@@ -60,8 +60,8 @@ class Journal:
             number=job.number,
             at=time.time(),
         )
-        submissions = [*self._manifest.submissions, dataclasses.asdict(entry)]
-        self._manifest, self._kept = dataclasses.replace(self._manifest, submissions=submissions), True
+        submissions = [*self._manifest.submissions, asdict(entry)]
+        self._manifest, self._kept = replace(self._manifest, submissions=submissions), True
         self.events.add(state, job=job.role, job_id=job_id)
 
 

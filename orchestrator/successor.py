@@ -11,19 +11,19 @@ What it does not do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from orchestrator.contract import Manifest, Role, RunDirectory, Submission, append_line
+from orchestrator.frozen import asdict, replace
 from orchestrator.schedulers import JobSpec, Scheduler, SchedulerError
 
 
 def spec_record(spec: JobSpec) -> dict[str, Any]:
     """A job as the manifest keeps it: with nothing to wait for, for that is over when it is needed."""
     paths = {"script": str(spec.script), "run_dir": str(spec.run_dir)}
-    return dataclasses.asdict(dataclasses.replace(spec, held=False, after=None)) | paths
+    return asdict(replace(spec, held=False, after=None)) | paths
 
 
 def spec_of(manifest: Manifest, role: str) -> JobSpec:
@@ -37,7 +37,7 @@ def spec_of(manifest: Manifest, role: str) -> JobSpec:
 def renamed(spec: JobSpec, token: str) -> JobSpec:
     """The same job under another token, which its arguments say too."""
     args = [argument.replace(f"token={spec.token}", f"token={token}") for argument in spec.args]
-    return dataclasses.replace(spec, token=token, args=args)
+    return replace(spec, token=token, args=args)
 
 
 def submit_successor(run: RunDirectory, role: Role, by: Role, scheduler: Scheduler) -> str:
@@ -56,7 +56,7 @@ def submit_successor(run: RunDirectory, role: Role, by: Role, scheduler: Schedul
         entry = Submission(
             role=role, token=spec.token, state=state, job_id=job_id, scheduler=scheduler.name, number=number
         )
-        append_line(run.submissions(by), json.dumps(dataclasses.asdict(entry)))
+        append_line(run.submissions(by), json.dumps(asdict(entry)))
 
     note("intent")
     job_id = scheduler.find(spec.token) or scheduler.submit(spec)

@@ -17,12 +17,12 @@ What it does not do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import OrchestrateError
+from orchestrator.frozen import dataclass
 
 __all__ = [
     "OVER",

@@ -20,8 +20,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
+from orchestrator.frozen import replace
 from orchestrator.schedulers import (
     JobInfo,
     JobSpec,

@@ -16,9 +16,9 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.frozen import dataclass
 from orchestrator.schedulers.slurm_text import fields
 
 NOT_FOUND, TIMED_OUT = 127, 124

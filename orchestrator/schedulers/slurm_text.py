@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+from orchestrator.frozen import dataclass
 from orchestrator.schedulers import JobInfo, JobState, OwnJob
 
 QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "EXPEDITING"})
