@@ -32,6 +32,31 @@ class Status(StrEnum):
     INFRA = "infra"  # server, node or sandbox lost
 
 
+class Failure(StrEnum):
+    """Why an episode came to nothing, or to less: finer than its status, for statistics."""
+
+    NONE = ""
+    TOKENS = "tokens"  # no token was left, in a turn or in the episode
+    TURNS = "turns"  # no turn was left, where the policy was to end by itself
+    COMMANDS = "commands"  # its commands used up the episode's time
+    BROKEN = "broken"  # it broke its own sandbox
+    LOST = "lost"  # infrastructure lost its sandbox, and the fresh ones after that
+    OVERDUE = "overdue"  # the engine or the server was too slow
+    LATE = "late"  # the step ended without it
+    STALE = "stale"  # sampled by weights that are too old
+
+
+@dataclass
+class Used:
+    """One tool call of a turn, for the log. `problem`: it was malformed or could not be done."""
+
+    tool: str
+    problem: str = ""
+    exit_code: int | None = None
+    timed_out: bool = False
+    seconds: float = 0.0
+
+
 @dataclass
 class Turn:
     """One sample and what came of it. `start` and `end` bound the sampled tokens in the episode's ids."""
@@ -45,6 +70,7 @@ class Turn:
     timed_out: bool = False
     generate_s: float = 0.0
     command_s: float = 0.0
+    used: list[Used] = field(default_factory=list)
 
 
 @dataclass
@@ -63,6 +89,11 @@ class Episode:
     error: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     weight_version: int = 0
+    number: int = 0
+    """Its place in the step: what its seeds come from."""
+    failure: Failure = Failure.NONE
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    """(first token, version of the weights that sampled from there on), versions rising."""
 
     @classmethod
     def start(cls, task_id: str, group: int, prompt: Sequence[int], weight_version: int = 0) -> Self:
@@ -90,12 +121,23 @@ class Episode:
         return sum(self.mask)
 
     def sampled(
-        self, ids: Sequence[int], logprobs: Sequence[float], text: str = "", finish_reason: str = ""
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        text: str = "",
+        finish_reason: str = "",
+        spans: Sequence[tuple[int, int]] = (),
     ) -> Turn:
-        """Append what the engine sampled, stop token included, with the engine's log-probabilities (nats)."""
+        """Append what the engine sampled, stop token included, with the engine's log-probabilities (nats).
+
+        `spans`: (first of these ids, version of the weights that sampled from there on).
+        """
         if len(ids) != len(logprobs):
             raise ValueError(f"{self.task_id}: {len(ids)} sampled ids but {len(logprobs)} log-probabilities")
         start = len(self.ids)
+        for at, version in spans:
+            if not self.spans or self.spans[-1][1] != version:
+                self.spans.append((start + at, version))
         self._append(ids, 1, logprobs)
         self.turns.append(Turn(start, len(self.ids), text, finish_reason=finish_reason))
         return self.turns[-1]
@@ -105,10 +147,22 @@ class Episode:
         self._append(ids, 0, [0.0] * len(ids))
         self.turns[-1].observation += text
 
-    def finish(self, reward: float = 0.0, status: Status | None = None, error: str = "") -> Self:
+    @property
+    def oldest_version(self) -> int:
+        """Of the weights that sampled any of its tokens."""
+        return min((version for _, version in self.spans), default=self.weight_version)
+
+    def finish(
+        self,
+        reward: float = 0.0,
+        status: Status | None = None,
+        error: str = "",
+        failure: Failure | None = None,
+    ) -> Self:
         """Set what it was worth. An infrastructure failure clears the mask and the log-probabilities."""
         self.reward, self.error = reward, error or self.error
         self.status = status or self.status
+        self.failure = self.failure if failure is None else failure
         if not self.valid:
             self.reward, self.mask = 0.0, [0] * len(self.ids)
             self.logprobs = [0.0] * len(self.ids)

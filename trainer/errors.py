@@ -11,6 +11,7 @@
     └── EnvironmentFailure  a sandbox could not be had or was lost
         ├── Lost            infrastructure: try a fresh sandbox, then mask the episode
         │   └── Overdue     the episode's time was lost to infrastructure: mask it, no second try
+        ├── NoFile          a file that the policy asked for cannot be read or written: it is told so
         ├── Broken          the policy broke its own sandbox: the episode is scored
         └── Refused         a mistake in key or request that no retry mends: the run must stop
 
@@ -63,6 +64,10 @@ class Lost(EnvironmentFailure):
 
 class Overdue(Lost):
     """The episode's deadline passed, and not because of the policy's commands."""
+
+
+class NoFile(EnvironmentFailure):
+    """A file cannot be read or written as the policy asked; the message is for the policy."""
 
 
 class Broken(EnvironmentFailure):

@@ -41,6 +41,8 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
     ignore_eos: bool = False
+    greedy: bool = False
+    """The likeliest token each time, for validation; nothing is trained on its log-probabilities."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.temperature <= 0:
@@ -54,12 +56,14 @@ class Sampling:
 class Sample:
     """What was sampled: the stop token is the last id; logprobs (nats) are at the request's temperature.
 
-    finish_reason is "stop" or "length".
+    finish_reason is "stop" or "length". `spans`: (first of these ids, version of the weights that sampled
+    from there on); more than one where weights came in flight.
     """
 
     ids: list[int]
     logprobs: list[float]
     finish_reason: str
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class Engine(Protocol):
