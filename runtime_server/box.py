@@ -29,7 +29,6 @@ from runtime_server.agent import AgentConnection, AgentError, AgentLost, Finishe
 from runtime_server.allowlist import Allowlist
 from runtime_server.egress import Egress
 from runtime_server.engines import Container, Engine, Image, Recipe
-from runtime_server.engines.watch import kills
 from runtime_server.errors import (
     BadRequest,
     Conflict,
@@ -40,6 +39,7 @@ from runtime_server.errors import (
     TooLarge,
     Unavailable,
 )
+from runtime_server.kills import Kills
 from runtime_server.wire import Code
 
 DELETED = "deleted"
@@ -86,6 +86,7 @@ class Box:
     tags: deque[str] = field(default_factory=deque)
     reason: str = ""
     finished: bool = False  # its processes are killed, or being killed
+    _kills: Kills = field(default_factory=Kills)
 
     @property
     def expires_in(self) -> float:
@@ -119,11 +120,15 @@ class Box:
         self.reason = reason
         return True
 
+    def kills(self) -> int:
+        """How many of its processes were ended for memory, by the kernel or by us."""
+        return self._kills.count(self.container)
+
     def death(self) -> Code:
         """Why it died, as far as the kernel tells."""
         if self.container.usage is not None and self.container.usage.full:
             return Code.DISK_FULL
-        return Code.OOM if kills(self.container) else Code.SANDBOX_DIED
+        return Code.OOM if self.kills() else Code.SANDBOX_DIED
 
     def check(self) -> None:
         """Raises what became of it, also when its agent has gone and nobody has looked yet."""
@@ -160,12 +165,12 @@ class Box:
         command = request.command
         argv = [SHELL, "-c", command] if isinstance(command, str) else command
         stdin = None if request.stdin is None else decoded(request.stdin, request.stdin_encoding)
-        before = kills(self.container)
+        before = self.kills()
         limit = self.defaults.max_output if request.max_output is None else request.max_output
         tag = f"x-{hashlib.sha256(key.encode()).hexdigest()[:32]}" if key else ""
         async with self.in_use():
             if tag and (kept := await self._kept(tag, limit)) is not None:
-                return result_of(kept, kills(self.container) > before)
+                return result_of(kept, self.kills() > before)
             done = await self.agent.exec(
                 argv,
                 cwd=self.resolve(request.cwd) if request.cwd else self.workdir,
@@ -177,7 +182,7 @@ class Box:
             )
             if tag:
                 await self._keep(tag)
-        return result_of(done, kills(self.container) > before)
+        return result_of(done, self.kills() > before)
 
     async def _kept(self, tag: str, limit: int) -> Finished | None:
         """What became of a command that an earlier server had started; None when there was none."""

@@ -8,6 +8,9 @@ What it is
 How to use it
     uvicorn.Config(app, http=Bounded)
 
+    An answer's head and body, which uvicorn writes one after the other, go out together: that is one system
+    call less, and the client wakes up once.
+
     A connection tells who works for it that its client has left: `scope[DEPARTURE].ends_task()`.
 
 What it does not do
@@ -20,12 +23,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 DEPARTURE = "orchestrate.departure"
 HEAD_MAX = 64 << 10
+SMALL = 4 << 10  # a head; what is larger is a body, and waits for nothing
 HEAD_S = 30.0
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
@@ -62,6 +66,34 @@ class Departure:
             task.cancel()
 
 
+class Together:
+    """A transport that sends at once what was written in one turn of the event loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts and len(data) < SMALL:
+            self._loop.call_soon(self._flush)
+            self._parts.append(data)
+            return
+        self._parts.append(data)
+        self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+
 class Bounded(HttpToolsProtocol):
     """See the module's docstring."""
 
@@ -72,7 +104,7 @@ class Bounded(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Together(transport, self.loop)))
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -29,7 +29,6 @@ from runtime_server import wire
 from runtime_server.agent import AgentConnection, AgentError, AgentLost, Finished
 from runtime_server.agent import Process as AgentProcess
 from runtime_server.box import SHELL, Box, decoded
-from runtime_server.engines.watch import kills
 from runtime_server.errors import Conflict, NotFound, Unavailable
 from runtime_server.output import Cutter, Event, chunks_of, events_of, offsets_of
 from runtime_server.sandboxes import Sandboxes
@@ -87,7 +86,7 @@ class Program:
         """Until its end. What becomes of the sandbox is told to those who ask for it."""
         with contextlib.suppress(AgentLost, AgentError):
             self.finished = await self.process.wait()
-            self.oom = kills(self.box.container) > self.oom_before
+            self.oom = self.box.kills() > self.oom_before
         self.over.set()
 
     async def wait(self, seconds: float) -> wire.Process:
@@ -183,7 +182,7 @@ class Processes:
         if sum(not program.process.ended for program in self._known.values()) >= RUNNING_MAX:
             raise Conflict(f"{RUNNING_MAX} processes run in {box.id}: end one first", Code.TOO_MANY)
         cwd, limit = box.resolve(request.cwd) if request.cwd else box.workdir, request.max_output
-        before = kills(box.container)
+        before = box.kills()
         async with box.in_use():
             process = await self.agent.spawn(
                 [SHELL, "-c", command] if isinstance(command, str) else command,

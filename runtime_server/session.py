@@ -21,7 +21,6 @@ from runtime_server import wire
 from runtime_server.agent import AgentError, Chunk, Finished, Process, SessionEnded
 from runtime_server.agent import Session as Shell
 from runtime_server.box import Box, decoded, result_of
-from runtime_server.engines.watch import kills
 from runtime_server.errors import BadRequest, Conflict, Gone, NotFound
 from runtime_server.output import Event, events_of, offsets_of
 from runtime_server.running import now, said
@@ -195,7 +194,7 @@ class OpenSession:
         self.commands += 1
         left = request.on_timeout == "leave"
         followed = request.stream or request.stdin or left
-        self.command = Command(self.commands, followed, left, kills(self.box.container))
+        self.command = Command(self.commands, followed, left, self.box.kills())
         try:
             with self._waits():
                 yield self.command
@@ -294,7 +293,7 @@ class OpenSession:
         return ended.finished
 
     def _said(self, command: Command, finished: Finished, running: bool) -> wire.SessionResult:
-        plain = result_of(finished, kills(self.box.container) > command.oom_before)
+        plain = result_of(finished, self.box.kills() > command.oom_before)
         facts = {name: getattr(plain, name) for name in type(plain).model_fields}
         ended = finished.ended or self.ended
         return wire.SessionResult(**facts, command=command.number, running=running, ended=ended)
