@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator import plan_algorithm
 from orchestrator.plan_slurm import refused
 from orchestrator.quantities import clock
 from orchestrator.schema import Config
@@ -20,12 +21,14 @@ def contradictions(config: Config, mode: str) -> list[str]:
     """What makes a run impossible, one line each, with the assignment that mends it."""
     found = [*_lengths(config), *_batches(config), *_devices(config), *_times(config, mode)]
     found += _processes(config) if "training" in roles_of(mode) else []
+    found += plan_algorithm.contradictions(config) if "training" in roles_of(mode) else []
     return [*found, *_sandboxes(config), *_scheduler(config)]
 
 
 def worries(config: Config, mode: str) -> list[str]:
     """What will work, but probably not as meant."""
-    return [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config), *_not_yet(config)]
+    found = [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config), *_not_yet(config)]
+    return [*found, *(plan_algorithm.worries(config) if "training" in roles_of(mode) else ())]
 
 
 def gpus(config: Config) -> int:

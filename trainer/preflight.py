@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from orchestrator import plan_algorithm
 from orchestrator.schema import Config
 
 BUILTIN = "builtin:"
@@ -20,7 +21,7 @@ TINY = "builtin:tiny"
 
 def problems(config: Config) -> list[str]:
     """What makes this run impossible here, one line each with its remedy. Imports nothing heavy."""
-    found = [*_scale(config), *_inputs(config)]
+    found = [*_scale(config), *_inputs(config), *plan_algorithm.contradictions(config)]
     packages = ["torch", "transformers", "safetensors", "pyarrow", "tensorboard"]
     packages += ["vllm"] if config.rollout.engine == "vllm" else []
     if missing := [name for name in packages if find_spec(name) is None]:
