@@ -2,7 +2,8 @@
 
 What it is
     Pure functions of a `Config`. Launching and the trainer's own check both refuse `contradictions`; a
-    setting that would do nothing is one, for whoever wrote it believes that it does something. `worries` are printed.
+    setting that would do nothing is one, for whoever wrote it believes that it does something. `worries`
+    are printed.
 
 What it does not do
     It checks no single value (`orchestrator.schema_algorithm` does).
