@@ -51,7 +51,9 @@ async def test_a_gigabyte_of_output_is_bounded(sandbox: BoundSandbox) -> None:
 
 async def test_a_fork_bomb_hurts_only_itself(client: Client, sandbox: BoundSandbox) -> None:
     async with client.sandbox(CreateSandbox(limits=Limits(pids=64, cpus=0.5))) as bad:
-        bomb = asyncio.create_task(bad.exec("bomb() { bomb | bomb & }; bomb; sleep 60", timeout_s=3))
+        # The shell that waits forks before the bomb goes off: after that it might not be able to any more.
+        text = "(bomb() { bomb | bomb & }; bomb) & exec sleep 60"
+        bomb = asyncio.create_task(bad.exec(text, timeout_s=3))
         assert (await sandbox.exec("echo alive", timeout_s=20)).stdout.text == "alive\n"
         assert (await bomb).timed_out
         assert (await bad.exec("echo over", timeout_s=20)).stdout.text == "over\n"
