@@ -6,6 +6,7 @@ must say what happened.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.container, pytest.mark.vllm, pytest.mark.alone, pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["model.warmstart_steps=2", "rollout.prompts_per_step=1", "runtime.max_parallel_sandboxes=4"]
-STATE = [("/dev/shm", "orc-*"), ("/var/tmp", "orc-*"), ("/tmp", "orc-*"), ("/sys/fs/cgroup", "**/orc-*")]
+STATE = ["/dev/shm/orc-*", "/var/tmp/orc-*", "/tmp/orc-*", "/sys/fs/cgroup/**/orc-*"]
 
 
 class Orchestrate:
@@ -99,7 +100,8 @@ def processes(runs: Path) -> list[str]:
 def traces() -> set[str]:
     """What a server keeps outside of the run directory."""
     mounts = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if "orc-" in line}
-    return mounts | {str(p) for folder, pattern in STATE for p in Path(folder).glob(pattern)}
+    # glob.glob, not Path.glob: that one fails on a directory that goes while it looks (Python below 3.13).
+    return mounts | {path for pattern in STATE for path in glob.glob(pattern, recursive=True)}
 
 
 def status(run: RunDirectory, role: str) -> JobStatus:
