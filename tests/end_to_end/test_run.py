@@ -101,7 +101,7 @@ def traces() -> set[str]:
     """What a server keeps outside of the run directory."""
     mounts = {line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if "orc-" in line}
     # glob.glob, not Path.glob: that one fails on a directory that goes while it looks (Python below 3.13).
-    return mounts | {path for pattern in STATE for path in glob.glob(pattern, recursive=True)}
+    return mounts | {path for pattern in STATE for path in glob.glob(pattern, recursive=True)}  # noqa: PTH207
 
 
 def status(run: RunDirectory, role: str) -> JobStatus:
