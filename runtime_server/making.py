@@ -13,10 +13,8 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -29,6 +27,7 @@ from runtime_server.box import Box
 from runtime_server.engines import SOCKET, Container, Engine, Image, Recipe
 from runtime_server.errors import BadRequest, Internal, SandboxError
 from runtime_server.pool import Pool, Warm
+from runtime_server.removal import Remover
 from runtime_server.snapshots import Snapshot
 from runtime_server.wire import Code
 
@@ -67,9 +66,11 @@ class Maker:
         config: Runtime,
         engine: Engine,
         starts: asyncio.Semaphore,
+        remover: Remover,
         phase: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.config, self.engine, self.starts, self.phase = config, engine, starts, phase
+        self.remover = remover
         self.pool: Pool | None = None
 
     async def make(self, identity: str, request: wire.CreateSandbox, basis: Basis) -> Box:
@@ -129,18 +130,12 @@ class Maker:
 
     async def undo(self, warm: Warm) -> None:
         await warm.agent.close()
-        with contextlib.suppress(SandboxError):
-            await self.engine.kill(warm.container)
-            await self.engine.remove(warm.container, warm.io)
+        await self.remover.soon(warm.io.name, warm.container, warm.io)
 
     async def _undo(self, container: Container | None, recipe: Recipe, listener: AgentListener) -> None:
+        """Without a container there may be one all the same, whose engine could not say so any more."""
         await listener.close()
-        if container is None:
-            await asyncio.to_thread(shutil.rmtree, recipe.io, ignore_errors=True)
-            return
-        with contextlib.suppress(SandboxError):
-            await self.engine.kill(container)
-            await self.engine.remove(container, recipe.io)
+        await self.remover.soon(recipe.name, container or Container(recipe.name, 0), recipe.io)
 
     async def _set_up(self, box: Box, commands: list[str]) -> None:
         for command in commands:

@@ -27,6 +27,7 @@ from runtime_server import wire
 from runtime_server.adoption import Ledger
 from runtime_server.births import Birth, Births, new_id
 from runtime_server.box import DELETED, Box
+from runtime_server.capabilities import capabilities as told
 from runtime_server.engines import Engine
 from runtime_server.errors import NotFound, SandboxError, Unavailable
 from runtime_server.making import Basis, Maker
@@ -34,11 +35,10 @@ from runtime_server.metrics import Census, Metrics
 from runtime_server.places import Places, Ticket
 from runtime_server.pool import Pool
 from runtime_server.quotas import Quotas
-from runtime_server.removal import remove
+from runtime_server.removal import Remover
 from runtime_server.snapshots import Snapshots
 from runtime_server.wire import Code
 
-FEATURES = ("exec", "files", "idempotent-create", "queue", "groups", "renew", "pause", "prefetch")
 DEAD_KEPT = 1000  # records of sandboxes that ended by themselves, so that calls learn why
 REAP_EVERY_S = 0.5
 
@@ -56,7 +56,8 @@ class Sandboxes:
         self.quotas = Quotas(config.max_per_run, self.runs)
         self.draining = False
         self.starts = asyncio.Semaphore(config.max_parallel_creates)
-        self.maker = Maker(config, engine, self.starts, self.metrics.creating)
+        self.remover = Remover(engine, self.starts, self.background)
+        self.maker = Maker(config, engine, self.starts, self.remover, self.metrics.creating)
         self.pool = Pool(self.maker.spare, self.maker.undo, lambda: self.places.free, config.warm)
         self.ledger = Ledger(self)
         self._work: set[asyncio.Task[None]] = set()
@@ -251,35 +252,7 @@ class Sandboxes:
         return box.record()
 
     async def capabilities(self, version: str) -> wire.Capabilities:
-        facts, limits = self.engine.facts, self.config.sandbox
-        return wire.Capabilities(
-            version=version,
-            engine=facts.engine,
-            oci_runtime=facts.oci_runtime,
-            storage_driver=facts.storage_driver,
-            cgroup_version=facts.cgroup_version,
-            rootless=facts.rootless,
-            enforced=dict(facts.enforced),
-            max_sandboxes=self.config.max_parallel_sandboxes,
-            default_image=limits.image,
-            images=await self.engine.images(),
-            limits={
-                "cpus": limits.cpus,
-                "memory_mb": limits.memory,
-                "pids": limits.pids,
-                "shm_mb": limits.shm,
-                "disk_mb": limits.disk,
-                "ttl_s": limits.ttl,
-                "command_timeout_s": limits.command_timeout,
-                "max_output": limits.max_output,
-            },
-            features=[
-                *FEATURES,
-                *(("snapshot", "fork", "warm") if facts.dresses else ()),
-                *(("egress-allowlist",) if facts.enforced.get("network_isolation") else ()),
-            ],
-            notes=[*facts.notes],
-        )
+        return await told(self.config, self.engine, version)
 
     async def delete(self, identity: str) -> None:
         """Answers once its processes are dead; the rest is removed in the background."""
@@ -373,7 +346,7 @@ class Sandboxes:
 
     async def _remove(self, box: Box) -> None:
         await box.agent.close()
-        await remove(self.engine, box, self.starts)
+        await self.remover.now(box.id, box.container, box.io)
         await self.snapshots.release(box.snapshot)
 
     def _bury(self) -> None:

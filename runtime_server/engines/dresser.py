@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -232,11 +233,18 @@ def freeze(request: dict[str, Any]) -> dict[str, Any]:
     source, target = request["source"], request["target"]
     command = ["cp", "-a", "--reflink=auto", "--", f"{source}/.", target]
     Path(target).mkdir(mode=0o755)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(target, ignore_errors=True)
-        raise OSError(28 if "No space left" in done.stderr else 5, done.stderr.strip()[-400:])
+        raise OSError(_number(done.stderr), done.stderr.strip()[-400:])
     return _contents(Path(target))
+
+
+def _number(said: str) -> int:
+    """Of what `cp` says, in English, whatever its user speaks."""
+    known = {"No space left": errno.ENOSPC, "quota exceeded": errno.EDQUOT}
+    return next((number for words, number in known.items() if words in said), errno.EIO)
 
 
 def _contents(top: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from typing import Any
 
 from runtime_server.engines import AGENT, IO, dresser
 from runtime_server.engines.state import State
-from runtime_server.errors import BadRequest, Internal, SandboxError
+from runtime_server.errors import BadRequest, Full, Internal, SandboxError
 from runtime_server.wire import Code
 
 START_S, DRESS_S, COPY_S = 10.0, 20.0, 600.0
@@ -94,6 +95,11 @@ class Helper:
         self._over = True
         await self._kill()
 
+    async def retire(self) -> None:
+        """Once what was asked before is done."""
+        async with self._turn:
+            await self.stop()
+
     async def _kill(self) -> None:
         """The next request starts another."""
         process, self._process = self._process, None
@@ -112,11 +118,12 @@ MOUNTED_FILES = (AGENT, "etc/hosts", "etc/hostname", "etc/resolv.conf", "run/.co
 class Layers:
     """See the module's docstring. All paths are inside the server's own `State`."""
 
+    _numbers = itertools.count()  # of all: those that retire still use their names
+
     def __init__(self, state: State, service: int) -> None:
         self.state = state
         self._fast, self._slow = Helper(service, state.here), Helper(service, state.here)
         self._names: dict[str, str] = {}
-        self._numbers = itertools.count()
         self._options = ",userxattr" if os.getuid() else ""
 
     async def start(self, volatile: bool) -> None:
@@ -135,6 +142,12 @@ class Layers:
 
     async def stop(self) -> None:
         await asyncio.gather(self._fast.stop(), self._slow.stop())
+
+    async def retire(self) -> None:
+        """Others are asked from now on. Short names matter to nobody once the mounts are made."""
+        await asyncio.gather(self._fast.retire(), self._slow.retire())
+        for name in self._names.values():
+            (self.state.links / name).unlink(missing_ok=True)
 
     async def dress(self, pid: int, name: str, lowers: Sequence[str], workdir: str) -> Path:
         """Give the container of this first process its root; returns its writable layer's folder."""
@@ -160,7 +173,7 @@ class Layers:
         return folder
 
     async def freeze(self, folder: Path, name: str) -> Frozen:
-        """Copy a writable layer. Internal (disk_full) when there is no room for it."""
+        """Copy a writable layer. Full when there is no room for it."""
         target = self.state.frozen / name
         said = await self._told(self._slow, COPY_S, do="freeze", source=str(folder / "u"), target=str(target))
         return Frozen(target, int(said["bytes"]), str(said["digest"]))
@@ -174,10 +187,11 @@ class Layers:
 
     async def _told(self, helper: Helper, timeout_s: float, **request: Any) -> dict[str, Any]:
         said = await helper.ask(timeout_s, **request)
-        if "error" in said:
-            full = said["errno"] == 28
-            raise Internal(str(said["error"]), Code.DISK_FULL if full else Code.CREATE_FAILED)
-        return said
+        if "error" not in said:
+            return said
+        if said["errno"] in (errno.ENOSPC, errno.EDQUOT):
+            raise Full(f"no room left on this node's disk: {said['error']}", errno=said["errno"])
+        raise Internal(str(said["error"]), Code.CREATE_FAILED)
 
     def _short(self, path: str) -> str:
         """A link of few characters: the options of one mount have room for 4096."""

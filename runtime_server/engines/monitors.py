@@ -50,6 +50,26 @@ def tell_end(state: State, identity: str) -> None:
             file.write(str(128 + signal.SIGKILL))
 
 
+def forget_end(state: State, identity: str) -> None:
+    """Of a container that Podman does not know any more: a monitor may have written later than it looked."""
+    (state.tmp / "exits" / identity).unlink(missing_ok=True)
+
+
+def end_others(state: State, keep: set[str]) -> None:
+    """Monitors of containers that are not among these, with the first processes; and what they wrote."""
+    known = [identity.encode() for identity in keep]
+
+    def others() -> list[int]:
+        named = set(processes.naming(state.token)) - set(processes.services(state.token))
+        found = [pid for pid in named if not any(one in processes.command_line(pid) for one in known)]
+        return [*processes.children(found), *found]
+
+    processes.end_all(others)
+    for file in (state.tmp / "exits").glob("*"):
+        if file.name not in keep:
+            file.unlink(missing_ok=True)
+
+
 def _number(file: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_text())

@@ -43,10 +43,11 @@ from runtime_server.engines import (
     processes,
 )
 from runtime_server.engines import probe as probing
-from runtime_server.engines.disk import Gauge
-from runtime_server.engines.layers import Frozen, Layers, writable
+from runtime_server.engines.common import Grounded
+from runtime_server.engines.layers import Frozen, writable
 from runtime_server.engines.podman_api import Api
 from runtime_server.engines.podman_images import Images
+from runtime_server.engines.roots import Roots
 from runtime_server.engines.service import Service, find_programs
 from runtime_server.engines.spec import ROOT_WAYS, USER_WAYS, Node, Way, create_body
 from runtime_server.engines.state import State, sweep
@@ -60,34 +61,21 @@ HANG_UP_S = 1.0
 TASKS_EACH = 64  # an ordinary user's sandboxes share one limit of processes and threads: on average so many
 
 
-class PodmanEngine:
+class PodmanEngine(Grounded):
     """See the module's docstring; implements `runtime_server.engines.Engine`."""
 
     def __init__(
         self, config: Runtime, agent: Path, image_store: Path | None, orphan_s: int = 60, claim: str = ""
     ) -> None:
-        self.config, self.agent, self.image_store, self.claim = config, agent, image_store, claim
+        super().__init__(config, agent)
+        self.image_store, self.claim = image_store, claim
         self._node = Node(agent, {}, orphan_s=orphan_s)
         self._api = Api(config.max_parallel_creates + 2, self._revive)
         self._images = Images(self._api, config.image_budget << 20, float(config.pull_timeout))
         self._restarting = asyncio.Lock()
-        self._state: State | None = None
         self._service: Service | None = None
-        self._layers: Layers | None = None
-        self._facts: Facts | None = None
+        self._roots = Roots()
         self._watch: Watch | None = None
-        self._gauge = Gauge()
-
-    @property
-    def facts(self) -> Facts:
-        assert self._facts is not None, "start() comes first"
-        return self._facts
-
-    @property
-    def state(self) -> State:
-        if self._state is None:
-            raise Internal("the engine is not running", Code.SERVER_DRAINING)
-        return self._state
 
     # --- life ---
 
@@ -125,10 +113,8 @@ class PodmanEngine:
 
     async def _end_service(self) -> None:
         service, self._service = self._service, None
-        layers, self._layers = self._layers, None
         self._api.disconnect()
-        if layers is not None:
-            await layers.stop()
+        await self._roots.stop()
         if service is not None:
             await service.stop()
 
@@ -168,25 +154,14 @@ class PodmanEngine:
             protect_agent=probing.may_protect(),
             seccomp="",
         )
-        self._layers = await self._new_layers()
+        await self._roots.start(self.state, self._service.pid)
         await self._gauge.start(self.state.storage, self._service.pid)
         enforced, problem = await self._probe()
+        self._roots.needed = not problem
         enforced["disk"] = self._gauge.works
         notes += (*self._look_after(enforced), *problem)
         version = probing.cgroup_version()
         return Facts("podman", runtime, driver, version, not root, enforced, notes, not problem)
-
-    async def _new_layers(self) -> Layers | None:
-        """Helpers inside the service's namespaces; None where they cannot even start."""
-        assert self._service is not None
-        layers = Layers(self.state, self._service.pid)
-        volatile = namespace.overlay_works(self.state.layers, ",volatile")
-        try:
-            await layers.start(volatile)
-        except (SandboxError, OSError):
-            await layers.stop()
-            return None
-        return layers
 
     def _look_after(self, enforced: dict[str, bool]) -> tuple[str, ...]:
         """Where no cgroup holds memory and processes, somebody has to watch. Returns what to say about it."""
@@ -256,32 +231,24 @@ class PodmanEngine:
 
     # --- containers ---
 
-    def new_io(self, name: str) -> Path:
-        """Inside a private directory, but open itself: the image may run as any user."""
-        folder = self.state.io / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        folder.chmod(0o755)
-        return folder
-
     async def create(self, recipe: Recipe, rootfs: Path | None = None) -> Container:
-        body = json.dumps(create_body(recipe, self._node, rootfs))
+        body, identity = json.dumps(create_body(recipe, self._node, rootfs)), recipe.name
         try:
-            made = await self._api.json("POST", "/containers/create", data=body, busy=True)
-        except SandboxError:  # a service that was killed may have made it before
-            with contextlib.suppress(SandboxError):
-                await self._delete(recipe.name)
+            identity = str((await self._api.json("POST", "/containers/create", data=body, busy=True))["Id"])
+            return await self._begun(identity, recipe, rootfs)
+        except BaseException as error:  # cancelled or failed, and it may have been made all the same
+            with contextlib.suppress(SandboxError):  # whoever wanted it tries that again
+                await asyncio.shield(self._delete(identity))
+            if isinstance(error, NotFound) and error.code != Code.IMAGE_MISSING:
+                raise Internal(f"the new container is gone: {error}", Code.CREATE_FAILED) from error
             raise
-        identity = str(made["Id"])
-        try:
-            await self._api.call("POST", f"/containers/{identity}/start", busy=True)
-            pid = await self._pid(identity)
-        except BaseException:  # cancelled or failed: it must not stay
-            await asyncio.shield(self._delete(identity))
-            raise
+
+    async def _begun(self, identity: str, recipe: Recipe, rootfs: Path | None) -> Container:
+        await self._api.call("POST", f"/containers/{identity}/start", busy=True)
+        pid = await self._pid(identity)
+        upper = None if rootfs else writable((await self._inspect(identity)).get("GraphDriver"))
         limits = recipe.memory_mb, recipe.pids, recipe.disk_mb
         container = self._watched(Container(identity, pid, None, None, None, *limits))
-        upper = None if rootfs else writable((await self._inspect(identity)).get("GraphDriver"))
         return replace(container, usage=self._gauge.add(upper, pid, recipe.disk_mb))
 
     def _watched(self, container: Container) -> Container:
@@ -295,32 +262,28 @@ class PodmanEngine:
         return await self.create(recipe, self.state.blank)
 
     async def dress(self, container: Container, recipe: Recipe) -> Container:
-        if self._layers is None:
-            raise Internal("this node cannot change the root of a container", Code.CREATE_FAILED)
-        name = container.id[:16]
-        layer = await self._layers.dress(container.pid, name, recipe.layers, recipe.workdir or "/")
+        helpers, name = await self._roots.helpers(), self._layer(container).name
+        layer = await helpers.dress(container.pid, name, recipe.layers, recipe.workdir or "/")
         self._images.hold(recipe.image)
         usage = self._gauge.add(layer, container.pid, recipe.disk_mb)
         return replace(container, layer=layer, image=recipe.image, disk_mb=recipe.disk_mb, usage=usage)
 
+    def _layer(self, container: Container) -> Path:
+        """What it writes to once it is dressed; it may be there also where that has failed."""
+        return container.layer or self.state.layers / container.id[:16]
+
     async def freeze(self, container: Container, name: str) -> Frozen:
-        if self._layers is None or container.layer is None:
+        if container.layer is None:
             raise Internal("this sandbox has no layer of its own that could be copied", Code.CREATE_FAILED)
-        return await self._layers.freeze(container.layer, name)
+        helpers = await self._roots.helpers()
+        try:
+            return await helpers.freeze(container.layer, name)
+        except BaseException:  # cancelled or failed: half a copy, or one that nobody knows of
+            await asyncio.shield(self.discard(self.state.frozen / name))
+            raise
 
     async def discard(self, frozen: Path) -> None:
-        with contextlib.suppress(SandboxError):  # whatever is left goes with the server's state
-            if self._layers is not None:
-                await self._layers.remove(frozen)
-
-    async def pause(self, container: Container) -> None:
-        try:
-            await asyncio.to_thread(pausing.pause, container)
-        except OSError as error:
-            raise Internal(f"the sandbox cannot be paused: {error}") from error
-
-    async def resume(self, container: Container) -> None:
-        await asyncio.to_thread(pausing.resume, container)
+        await self._roots.discard(frozen)
 
     async def adopt(self, container: Container) -> Container:
         if not monitors.is_of(self.state, container.id, container.pid):
@@ -338,6 +301,7 @@ class PodmanEngine:
         for folder in self.state.io.iterdir():  # each has the name of its container
             if folder.name not in names:
                 shutil.rmtree(folder, ignore_errors=True)
+        await asyncio.to_thread(monitors.end_others, self.state, containers)
         used = {identity[:16] for identity in containers}
         layers = [folder for folder in self.state.layers.iterdir() if folder.name not in used]
         for folder in [*layers, *(set(self.state.frozen.iterdir()) - frozen)]:
@@ -358,18 +322,26 @@ class PodmanEngine:
             monitors.tell_end(self.state, container.id)
 
     async def remove(self, container: Container, io: Path) -> None:
-        await self._delete(container.id)
+        await self._delete(container.id if container.pid else await self._identity(container.id))
         await asyncio.to_thread(shutil.rmtree, io, ignore_errors=True)
-        if container.layer is not None and self._layers is not None:
-            await self._layers.remove(container.layer)
+        if (layer := self._layer(container)).exists():
+            await (await self._roots.helpers()).remove(layer)
+        if container.layer is not None:
             self._images.release(container.image)
 
     async def _delete(self, identity: str) -> None:
         params = {"force": True, "timeout": 0, "v": False}
         with contextlib.suppress(NotFound):
             await self._api.call("DELETE", f"/containers/{identity}", params=params, busy=True)
+        monitors.forget_end(self.state, identity)
         if self._node.cgroup:  # a runtime that was killed in the middle of a start does not come back to it
             processes.remove_cgroups(f"{self._node.cgroup}/libpod-{identity}")
+
+    async def _identity(self, name: str) -> str:
+        """Of one that was not acknowledged; its name where there is none."""
+        with contextlib.suppress(NotFound):
+            return str((await self._inspect(name))["Id"])
+        return name
 
     async def _inspect(self, identity: str) -> Any:
         return await self._api.json("GET", f"/containers/{identity}/json")
@@ -394,7 +366,5 @@ class PodmanEngine:
                 await self._service.start()
             except EngineError:
                 return False
-            if self._layers is not None:  # its helpers were in the namespaces of the service before
-                await self._layers.stop()
-                self._layers = await self._new_layers()
+            await self._roots.start(self._state, self._service.pid)
             return True

@@ -20,12 +20,13 @@ import requests
 from podman import PodmanClient
 from podman.errors import APIError
 
-from runtime_server.errors import Internal, NotFound
+from runtime_server.errors import Internal, NotFound, SandboxError
 from runtime_server.wire import Code
 
 T = TypeVar("T")
 CALL_S = 60.0
 BUSY_TRIES = 4
+NO_IMAGE = ("image not known", "no such image")
 
 
 class Api:
@@ -62,12 +63,13 @@ class Api:
         timeout_s: float = CALL_S,
         busy: bool = False,
     ) -> Any:
-        """One API call. NotFound on 404, else Internal (create_failed). A dead service is started again."""
+        """One API call; `busy`: one that changes a container, whole or not at all. NotFound on 404
+        (image_missing, not_found), else Internal (create_failed). A dead service is started again."""
         session, life = self._session(), self._life
         call: Callable[[], Any] = lambda: _send(session, method, path, data, params, timeout_s)  # noqa: E731
         for left in range(BUSY_TRIES if busy else 1, 0, -1):
             try:
-                answer = await self._in_thread(call)
+                answer = await self._in_thread(call, whole=busy)
             except (requests.ConnectionError, APIError) as error:
                 if not await self._lives_again(life) or left == 1:
                     raise Internal(f"Podman does not answer: {error}", Code.CREATE_FAILED) from error
@@ -79,8 +81,7 @@ class Api:
                 return answer
             cause = _cause(answer)
             if "database is locked" not in cause or left == 1:
-                kind = NotFound if answer.status_code == 404 else Internal
-                raise kind(f"Podman: {cause}", Code.CREATE_FAILED)
+                raise _failure(answer.status_code, path, cause)
         raise AssertionError("unreachable")
 
     async def _lives_again(self, life: int) -> bool:
@@ -91,8 +92,15 @@ class Api:
                 self._life += await self._revive()
             return self._life != life
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+    async def _in_thread(self, call: Callable[[], T], *, whole: bool) -> T:
+        """`whole`: who gives up waiting is held until it is over, so that what it did can be undone."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if whole:
+                await asyncio.wait({work})
+            raise
 
     def _session(self) -> Any:
         if self._client is None:
@@ -106,6 +114,16 @@ def _send(
     call = {"GET": session.get, "POST": session.post, "DELETE": session.delete}[method]
     more = {"data": data} if method == "POST" else {}
     return call(path, params=params, timeout=timeout_s, **more)
+
+
+def _failure(status: int, path: str, cause: str) -> SandboxError:
+    """For an image that a container is to be made of, Podman's status is 500 or 404, as versions have it."""
+    of_images = path.startswith("/images/") and status == 404
+    if of_images or (path == "/containers/create" and any(words in cause for words in NO_IMAGE)):
+        return NotFound(f"Podman: {cause}", Code.IMAGE_MISSING)
+    if status == 404:
+        return NotFound(f"Podman: {cause}")
+    return Internal(f"Podman: {cause}", Code.CREATE_FAILED)
 
 
 def _cause(answer: Any) -> str:

@@ -27,7 +27,7 @@ from orchestrator.schema import Runtime
 from runtime_server.agent import AgentListener, AgentLost
 from runtime_server.engines import SOCKET, Container, EngineError, Facts, Image, Recipe, pausing, processes
 from runtime_server.engines import probe as probing
-from runtime_server.engines.disk import Gauge
+from runtime_server.engines.common import Grounded
 from runtime_server.engines.layers import Frozen
 from runtime_server.engines.state import State, sweep
 from runtime_server.engines.watch import Watch
@@ -40,7 +40,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KEPT = ("LANG", "LC_ALL", "TZ")  # of the server's own environment; never a key
 
 
-class SpawnedEngine(ABC):
+class SpawnedEngine(Grounded, ABC):
     """See the module's docstring; implements `runtime_server.engines.Engine`."""
 
     name: str
@@ -49,11 +49,9 @@ class SpawnedEngine(ABC):
     confines = True  # whether it is to be refused where sandboxes would share the node's network
 
     def __init__(self, config: Runtime, agent: Path, orphan_s: int = 60) -> None:
-        self.config, self.agent, self.orphan_s = config, agent, orphan_s
-        self._state: State | None = None
-        self._facts: Facts | None = None
+        super().__init__(config, agent)
+        self.orphan_s = orphan_s
         self._watch = Watch()
-        self._gauge = Gauge()
         self._launchers: dict[str, subprocess.Popen[bytes]] = {}
         self.way = self.ways[0]
 
@@ -82,17 +80,6 @@ class SpawnedEngine(ABC):
         return (await self.image(self.config.sandbox.image)).id
 
     # --- life ---
-
-    @property
-    def facts(self) -> Facts:
-        assert self._facts is not None, "start() comes first"
-        return self._facts
-
-    @property
-    def state(self) -> State:
-        if self._state is None:
-            raise Internal("the engine is not running", Code.SERVER_DRAINING)
-        return self._state
 
     @property
     def journal(self) -> Path | None:
@@ -167,13 +154,6 @@ class SpawnedEngine(ABC):
 
     # --- containers ---
 
-    def new_io(self, name: str) -> Path:
-        folder = self.state.io / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        folder.chmod(0o755)
-        return folder
-
     async def create(self, recipe: Recipe) -> Container:
         identity = f"p-{secrets.token_hex(8)}"
         layer = self.state.layers / identity
@@ -246,15 +226,6 @@ class SpawnedEngine(ABC):
 
     def _cannot(self) -> Internal:
         return Internal(f"the engine {self.name} cannot change or copy roots", Code.CREATE_FAILED)
-
-    async def pause(self, container: Container) -> None:
-        try:
-            await asyncio.to_thread(pausing.pause, container)
-        except OSError as error:
-            raise Internal(f"the sandbox cannot be paused: {error}") from error
-
-    async def resume(self, container: Container) -> None:
-        await asyncio.to_thread(pausing.resume, container)
 
     async def kill(self, container: Container) -> None:
         if container.watched is not None:
