@@ -83,7 +83,7 @@ class Soak:
         except TimeoutError:
             self.tally.problems.append(f"cycle {cycle.number} hangs at: {cycle.step}")
         finally:
-            self.killer.forget(cycle)
+            self.tally.forget(cycle)
 
     def _say(self, number: int) -> None:
         tally, memory = self.tally, self.quiet.memory

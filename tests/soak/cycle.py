@@ -43,6 +43,11 @@ class Tally:
     problems: list[str] = field(default_factory=list)
     live: dict[str, Cycle] = field(default_factory=dict)  # by the name of the sandbox's pid namespace
 
+    def forget(self, cycle: Cycle) -> None:
+        """Before its sandbox goes: the kernel gives the number of a namespace to the next one."""
+        for name in [name for name, one in self.live.items() if one is cycle]:
+            del self.live[name]
+
 
 class Cycle:
     """See the module's docstring."""
@@ -69,6 +74,7 @@ class Cycle:
                 if self.killed in ("agent", "container"):
                     await self._seen_dead(client)
                 self.step = "delete"
+                self.tally.forget(self)
                 await self._patiently(lambda: client.delete(self.box))
             except SandboxError as error:
                 self._wrong(f"the delete of {self.box} failed: {error.code}: {error}")

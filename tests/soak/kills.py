@@ -45,8 +45,8 @@ class Killer:
             await self._kill_of_one(kind, number)
 
     def forget(self, cycle: Cycle) -> None:
-        for name in [name for name, one in self.tally.live.items() if one is cycle]:
-            del self.tally.live[name]
+        """It is not to be struck (any more)."""
+        self.tally.forget(cycle)
 
     async def _kill_server(self) -> None:
         async with self._server:
@@ -70,9 +70,11 @@ class Killer:
             cycle.killed = kind
             self.tally.killed[kind] += 1
             if kind == "container":
-                await self._end(monitor)
+                await self._end(agent, monitor)
             else:
                 processes.send(agent if kind == "agent" else monitor, signal.SIGKILL)
+            if kind != "conmon":  # the kernel soon gives the number of its namespace to another sandbox
+                self.forget(cycle)
 
     async def _victims(self) -> list[tuple[int, Cycle]]:
         """Agents whose cycle is in the middle of it; waits a moment for one."""
@@ -88,12 +90,15 @@ class Killer:
             return self.tally.live.get(str(Path(f"/proc/{agent}/ns/pid").readlink()))
         return None
 
-    async def _end(self, monitor: int) -> None:
-        """As `podman kill` would; `podman rm` beside the server's own loses one of Podman's lock files."""
+    async def _end(self, agent: int, monitor: int) -> None:
+        """As `podman kill` would, also where its service is dead just now; `podman rm` beside the server's own
+        loses one of Podman's lock files."""
         words = processes.command_line(monitor).split(b"\0")
         identity = words[words.index(b"-c") + 1].decode() if b"-c" in words else ""
         transport = httpx.AsyncHTTPTransport(uds=str(self.place.state.socket))
         async with httpx.AsyncClient(transport=transport, timeout=60) as podman:
-            with contextlib.suppress(httpx.TransportError):
-                url = f"http://podman/v4.0.0/libpod/containers/{identity}/kill"
+            url = f"http://podman/v4.0.0/libpod/containers/{identity}/kill"
+            try:
                 await podman.post(url, params={"signal": "KILL"})
+            except httpx.TransportError:
+                processes.send(agent, signal.SIGKILL)
