@@ -91,8 +91,8 @@ class Killer:
         return None
 
     async def _end(self, agent: int, monitor: int) -> None:
-        """As `podman kill` would, also where its service is dead just now; `podman rm` beside the server's own
-        loses one of Podman's lock files."""
+        """As `podman kill` would, also where its service is dead just now; `podman rm` beside the server's
+        own loses one of Podman's lock files."""
         words = processes.command_line(monitor).split(b"\0")
         identity = words[words.index(b"-c") + 1].decode() if b"-c" in words else ""
         transport = httpx.AsyncHTTPTransport(uds=str(self.place.state.socket))
