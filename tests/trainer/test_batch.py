@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ranks_kit import together
 
-from trainer.batch import Batch, divide, trainable
+from trainer.batch import STATUSES, Batch, divide, trainable
 from trainer.episode import Episode, Status
+from trainer.ranks import Ranks
 
 
 def episode(*turns: int, prompt: int = 2, status: Status = Status.OK, reward: float = 0.0) -> Episode:
@@ -86,3 +88,64 @@ def test_malformed_episodes_are_refused() -> None:
 def test_tokens_and_rows_are_counted_over_the_whole_minibatch() -> None:
     batch = Batch.of([episode(1), episode(4, 2), episode(2, status=Status.INFRA)])
     assert batch.totals([[0], [1, 2]]).tolist() == [7.0, 2.0]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
+@pytest.mark.parametrize("minibatches", [1, 2, 3])
+def test_packed_rows_fill_the_budget_with_real_tokens(budget: int, minibatches: int) -> None:
+    lengths = torch.tensor([3, 9, 4, 12, 5, 5, 7, 1, 30, 2, 8])
+    torch.manual_seed(0)
+    packed = divide(lengths, minibatches, budget, packed=True)
+    torch.manual_seed(0)
+    padded = divide(lengths, minibatches, budget)
+    assert sorted(row for mini in packed for rows in mini for row in rows) == list(range(len(lengths)))
+    for rows in (rows for mini in packed for rows in mini):
+        assert int(lengths[rows].sum()) <= budget or len(rows) == 1
+    for real, wide in zip(packed, padded, strict=True):
+        same = [{row for rows in mini for row in rows} for mini in (real, wide)]
+        assert same[0] == same[1]  # the same minibatches, cut differently
+        assert len(real) <= len(wide)
+
+
+def test_packing_leaves_less_than_half_of_the_budget_empty() -> None:
+    torch.manual_seed(0)
+    lengths = torch.randint(1, 60, (200,))
+    (mini,) = divide(lengths, 1, 100, packed=True)
+    fills = sorted(int(lengths[rows].sum()) for rows in mini)
+    assert all(fill > 50 for fill in fills[1:]) and len(mini) <= 1.1 * float(lengths.sum()) / 100 + 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rows", [(9, 4), (5, 0, 2), (1, 7, 3)])
+def test_every_rank_makes_as_many_passes_as_the_others(rows: tuple[int, ...], packed: bool) -> None:
+    """As a sharded model needs it; a rank with nothing left makes empty ones."""
+
+    def work(ranks: Ranks) -> list[list[list[int]]]:
+        count = rows[ranks.rank]
+        lengths = torch.arange(count) * (1 + ranks.rank) + 3
+        return divide(lengths, 2, 12, packed, ranks)
+
+    found = together(len(rows), work)
+    shapes = [[len(mini) for mini in division] for division in found]
+    assert shapes.count(shapes[0]) == len(shapes)
+    for count, division in zip(rows, found, strict=True):
+        assert sorted(row for mini in division for micro in mini for row in micro) == list(range(count))
+
+
+def test_an_empty_micro_batch_is_a_row_of_nothing() -> None:
+    batch = Batch.of([episode(1), episode(4)])
+    part = batch.take([])
+    assert part.mask.tolist() == [[0, 0]] and part.ids.shape == (1, 2)
+    batch.put("old", [], part.mask + 1)
+    assert not batch.old.any() and batch.totals([[]]).tolist() == [0, 0]
+    assert Batch.nothing().acting.tolist() == [False]
+
+
+def test_a_batch_knows_groups_status_and_response_lengths() -> None:
+    first, second = episode(2, 1), episode(3, prompt=4, status=Status.TRUNCATED)
+    first.group, second.group = 7, 3
+    batch = Batch.of([first, second])
+    assert batch.groups.tolist() == [7, 3] and batch.responses.tolist() == [4, 3]
+    assert [STATUSES[i] for i in batch.status.tolist()] == [Status.OK, Status.TRUNCATED]
+    batch.drop(torch.tensor([True, False]))
+    assert batch.acting.tolist() == [False, True]

@@ -17,8 +17,9 @@ from trainer.environments import CommandResult, Verdict, Workspace
 from trainer.episode import Episode, Status
 from trainer.errors import Lost
 from trainer.interrupt import Interrupt
-from trainer.learner import Learner
+from trainer.learner import Learner, needs_critic, needs_reference
 from trainer.model import freeze, make_critic, tiny_policy
+from trainer.ranks import ALONE, Ranks
 from trainer.tasks import Task, Verify, write_tasks
 from trainer.train import Training
 
@@ -34,7 +35,7 @@ class Desk:
         self.said += command
         return CommandResult("".join(sorted(command)).encode()[:max_output], 0)
 
-    async def verify(self) -> Verdict:
+    async def verify(self, answer: str = "") -> Verdict:
         return Verdict(float(sum(map(ord, self.said)) % 2))
 
 
@@ -110,12 +111,13 @@ def job_of(run: RunDirectory, config: Config, world: World | None = None) -> Tra
     return job
 
 
-def small_learner(config: Config | None = None, seed: int = 0) -> Learner:
+def small_learner(config: Config | None = None, seed: int = 0, ranks: Ranks = ALONE) -> Learner:
     """The built-in model, the one of seed 0 as reference, and fresh optimisers."""
     config = config or Config.model_validate({"model": {"dtype": "float32"}, "algorithm": {"kl_coef": 0.02}})
     policy = tiny_policy(seed)
-    reference = freeze(tiny_policy(0)) if config.algorithm.kl_coef else None
-    return Learner.of(config, policy, make_critic(policy), reference)
+    reference = freeze(tiny_policy(0)) if needs_reference(config.algorithm) else None
+    critic = make_critic(policy) if needs_critic(config.algorithm) else None
+    return Learner.of(config, policy, critic, reference, ranks)
 
 
 def made_episodes(count: int = 8, seed: int = 0) -> list[Episode]:
@@ -141,14 +143,17 @@ def made_episodes(count: int = 8, seed: int = 0) -> list[Episode]:
 def state_of(job: Training) -> dict[str, Any]:
     """Everything that a resumed run must have in common with one that never stopped."""
     learner = job.learner
+    both = {"policy": learner.policy_optimizer, "critic": learner.critic_optimizer}
     optimizers = {
         f"{name}.{i}.{key}": value
-        for name, optimizer in (("policy", learner.policy_optimizer), ("critic", learner.critic_optimizer))
+        for name, optimizer in both.items()
+        if optimizer is not None
         for i, inner in optimizer.state_dict()["state"].items()
         for key, value in inner.items()
     }
     weights = {f"policy.{n}": p for n, p in learner.policy.state_dict().items()}
-    weights |= {f"critic.{n}": p for n, p in learner.critic.state_dict().items()}
+    if learner.critic is not None:
+        weights |= {f"critic.{n}": p for n, p in learner.critic.state_dict().items()}
     own = {"cursor": job.sampler.state_dict(), "step": job.step, "torch": torch.get_rng_state()}
     return {**weights, **optimizers, **own}
 
