@@ -20,16 +20,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer import ppo
+from trainer import lora, packing
 from trainer.errors import ModelError
+from trainer.head import LOGITS_AT_ONCE, token_scores
 
 if TYPE_CHECKING:
     from trainer.agent import Tokenizer
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:"
 BYTES = 256
 EOS, PAD, VOCABULARY = 256, 257, 320  # padded: a multiple of 64 suits matrix kernels
-LOGITS_AT_ONCE = 1 << 28  # elements; in float32 a gigabyte
+
+T = TypeVar("T")
 
 
 # --- the built-in model ------------------------------------------------------------------------------
@@ -146,7 +149,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, states: Tensor) -> Tensor:
+    def read(self, states: Tensor) -> Tensor:
         """[n, width] → [n]."""
         found: Tensor = self.head(states)[:, 0]
         return found
@@ -154,8 +157,8 @@ class Critic(nn.Module):
 
 def make_critic(policy: nn.Module) -> Critic:
     """V ≡ 0 at first, so that the first advantages are plain rewards-to-go."""
-    trunk = copy.deepcopy(_trunk(policy))
-    return Critic(trunk, _head(policy).weight.shape[1]).to(next(policy.parameters()).device).eval()
+    trunk = copy.deepcopy(trunk_of(policy))
+    return Critic(trunk, head_of(policy).weight.shape[1]).to(next(policy.parameters()).device).eval()
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -181,51 +184,53 @@ def score(
     score token t. Entropy is 0 everywhere unless asked for. `half` computes in bfloat16;
     `logits_at_once` bounds the elements of logits that exist at a time.
     """
-    with _precision(ids, half):
-        states = _states(_trunk(policy), ids, mask)
-        chosen = ids[mask > 0]
-        size = max(1, logits_at_once // _head(policy).weight.shape[0])
-        parts = [
-            _score_part(_head(policy), s, i, temperature, with_entropy, recompute=len(chosen) > size)
-            for s, i in zip(torch.split(states, size), torch.split(chosen, size), strict=True)
-        ]
-    logprobs, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    if isinstance(policy, lora.AdapterOff):
+        with policy.applied() as base:
+            return score(base, ids, mask, temperature, half, with_entropy, logits_at_once)
+
+    def work() -> tuple[Tensor, Tensor]:
+        with _precision(ids, half):
+            states = states_before(trunk_of(policy), ids, mask)
+        head, chosen = head_of(policy), ids[mask > 0]
+        return token_scores(
+            states, head.weight, head.bias, chosen, temperature, with_entropy, half, logits_at_once
+        )
+
+    logprobs, entropy = through(policy, work)
     return _spread(logprobs, mask), _spread(entropy, mask)
 
 
 def value(critic: Critic, ids: Tensor, mask: Tensor, half: bool = False) -> Tensor:
     """What the critic expects before each action token: [rows, tokens], 0 where masked."""
-    with _precision(ids, half):
-        states = _states(critic.trunk, ids, mask)
-    return _spread(critic(states.float()), mask)
+
+    def work() -> Tensor:
+        with _precision(ids, half):
+            states = states_before(critic.trunk, ids, mask)
+        return critic.read(states.float())
+
+    return _spread(through(critic, work), mask)
 
 
-def _score_part(
-    head: nn.Module, states: Tensor, ids: Tensor, temperature: float, with_entropy: bool, recompute: bool
-) -> tuple[Tensor, Tensor]:
-    """[n, width], [n] → log-probabilities and entropies, [n] each.
-
-    `recompute` keeps no logits for the backward pass: at a large vocabulary they are the biggest tensors.
-    """
-
-    def work(states: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float() / temperature
-        logprobs = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
-        return logprobs, ppo.entropy(logits) if with_entropy else torch.zeros_like(logprobs)
-
-    if not (recompute and torch.is_grad_enabled()):
-        return work(states)
-    found: tuple[Tensor, Tensor] = checkpoint(work, states, use_reentrant=False)
-    return found
-
-
-def _states(trunk: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+def states_before(trunk: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """Hidden states right before each action token, [actions, width].
 
     No attention mask: attention is causal and padding is on the right, so no real token sees any.
     """
-    hidden: Tensor = trunk(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    hidden: Tensor
+    if packing.installed(trunk):
+        packed = packing.pack(ids, mask)
+        hidden = trunk(**packed.arguments(), use_cache=False).last_hidden_state
+        return hidden[0, packed.before]
+    hidden = trunk(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     return hidden[mask[:, 1:] > 0]
+
+
+def through(model: nn.Module, work: Callable[[], T]) -> T:
+    """Run `work`, which computes with parts of `model`. A sharded model (`trainer.distributed`) has a method
+    for it, that gathers weights before and lets go of them after, as around its forward pass."""
+    gathered: Any = getattr(model, "gathered", None)
+    found: T = work() if gathered is None else gathered(work)
+    return found
 
 
 def _spread(actions: Tensor, mask: Tensor) -> Tensor:
@@ -237,22 +242,39 @@ def _precision(ids: Tensor, half: bool) -> contextlib.AbstractContextManager[Any
     return torch.autocast(ids.device.type, torch.bfloat16) if half else contextlib.nullcontext()
 
 
-def _trunk(model: Any) -> nn.Module:
+def trunk_of(model: Any) -> nn.Module:
+    """Everything but the output layer: ids → hidden states."""
     trunk: nn.Module = model.base_model
     return trunk
 
 
-def _head(model: Any) -> nn.Linear:
+def head_of(model: Any) -> nn.Linear:
+    """The output layer: hidden states → logits."""
     head: nn.Linear = model.get_output_embeddings()
     return head
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers, in order: what is sharded, and computed again, one by one."""
+    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=lambda parts: sum(p.numel() for m in parts for p in m.parameters()), default=[])
+
+
+def recompute_blocks(model: nn.Module) -> nn.Module:
+    """Keep of each layer only its input for the backward pass, which runs the layer again: a third more
+    computation for a fraction of the memory. Changes no number."""
+    for block in blocks_of(model):
+        # In place of `forward`, inside whatever hooks a sharded model puts around the layer.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return model
 
 
 @torch.no_grad()
 def _check_head(model: nn.Module) -> None:
     """Trunk and head called apart must give the model's own logits: some models scale or cap them."""
-    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % head_of(model).weight.shape[0]
     whole = model(input_ids=ids, use_cache=False).logits
-    apart = _head(model)(_trunk(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    apart = head_of(model)(trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(whole, apart, atol=1e-4, rtol=1e-4):
         raise ModelError(
             f"{type(model).__name__} changes its logits after the output layer (scaling, soft-capping); "

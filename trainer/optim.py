@@ -5,14 +5,15 @@ How to use it
     norm, moved = step(optimizer, squared_norm(optimizer), max_norm=1.0)
 
 What it does not do
-    No schedule and no communication: with several ranks, add up `squared_norm` over them before `step`, so
-    that all of them clip alike and, when one has a gradient that is not finite, all of them skip.
+    No schedule. `step` does not communicate: with several ranks all of them must give it the same
+    `squares`, so that all clip alike and, when one has a gradient that is not finite, all of them skip.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from torch.optim import AdamW, Optimizer
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, eps: float) -> AdamW:
-    """AdamW over all parameters (arXiv 1711.05101), the update fused into one kernel."""
-    return AdamW(parameters, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    """AdamW over all parameters that learn (arXiv 1711.05101), the update fused into one kernel."""
+    learning = [p for p in parameters if p.requires_grad]
+    return AdamW(learning, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
 
 
 def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -30,9 +32,17 @@ def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def squared_norm(optimizer: Optimizer) -> Tensor:
-    """Σ g² over all gradients, a scalar in float32."""
+    """Σ g² over all gradients, a scalar in float32; of a sharded model over all its shards (collective)."""
     gradients = [p.grad for p in parameters(optimizer) if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).float() ** 2
+    norm: Any = torch.nn.utils.get_total_norm(gradients)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole.float() ** 2
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    """What this process holds of each gradient."""
+    found: list[Any] = [p.grad for p in parameters(optimizer) if p.grad is not None]
+    return [g.to_local() if hasattr(g, "to_local") else g for g in found]
 
 
 def step(optimizer: Optimizer, squares: Tensor, max_norm: float) -> tuple[float, bool]:
@@ -43,7 +53,9 @@ def step(optimizer: Optimizer, squares: Tensor, max_norm: float) -> tuple[float,
     norm = math.sqrt(total) if math.isfinite(total := float(squares)) else total
     moved = math.isfinite(norm)
     if moved:
-        nn.utils.clip_grads_with_norm_(parameters(optimizer), max_norm, torch.tensor(norm))
+        scale = (max_norm / (torch.tensor(norm) + 1e-6)).clamp(max=1.0)
+        for gradient in _gradients(optimizer):
+            gradient.mul_(scale.to(gradient.device))
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, moved

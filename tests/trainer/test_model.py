@@ -10,11 +10,12 @@ import pytest
 import torch
 from training_kit import made_episodes
 
-from trainer import model, optim
+from trainer import optim
 from trainer.batch import Batch
-from trainer.checkpoint import save_model
 from trainer.errors import ModelError
+from trainer.head import LOGITS_AT_ONCE, token_scores
 from trainer.model import ByteTokenizer, Critic, load_policy, make_critic, score, tiny_policy, value
+from trainer.weights import save_model
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +67,17 @@ def test_scores_are_those_of_one_sequence_alone(policy: torch.nn.Module, batch: 
 
 def test_temperature_divides_the_logits() -> None:
     """The worked pair: logits [0, ln 3]."""
-    head = torch.nn.Linear(1, 2, bias=False)
-    head.weight.data = torch.tensor([[0.0], [math.log(3)]])
+    weight = torch.tensor([[0.0], [math.log(3)]])
     ids, states = torch.tensor([0, 1]), torch.ones(2, 1)
     for temperature, expected in ((0.7, [-1.758545, -0.189099]), (1.0, [-1.386294, -0.287682])):
-        found, entropy = model._score_part(head, states, ids, temperature, True, recompute=False)
-        np.testing.assert_allclose(found.detach(), expected, atol=1e-6)
-    np.testing.assert_allclose(entropy.detach(), [0.562335] * 2, atol=1e-6)
+        found, entropy = token_scores(states, weight, None, ids, temperature, with_entropy=True)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(entropy, [0.562335] * 2, atol=1e-6)
 
 
 def test_logits_in_parts_give_the_same_loss_and_gradient(policy: torch.nn.Module, batch: Batch) -> None:
     gradients = []
-    for size in (model.LOGITS_AT_ONCE, 320 * 7):
+    for size in (LOGITS_AT_ONCE, 320 * 7):
         policy.zero_grad()
         logprobs, _ = score(policy, batch.ids, batch.mask, 1.0, logits_at_once=size)
         torch.autograd.backward((logprobs**2).sum())
