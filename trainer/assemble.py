@@ -27,7 +27,6 @@ from trainer.checkpoint import (
     publish_directory,
     read_progress,
     restore,
-    save_model,
 )
 from trainer.data import Sampler, steps_in
 from trainer.engines import open_engine
@@ -50,6 +49,7 @@ from trainer.rollout import Rollouts
 from trainer.tasks import load_tasks
 from trainer.train import Training
 from trainer.warmstart import warm_start
+from trainer.weights import save_model
 
 
 def assemble(

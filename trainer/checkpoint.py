@@ -3,22 +3,24 @@
 What it is
     One directory per checkpoint, `step-000040` = 40 steps done:
         policy/                      the policy as Hugging Face saves it: loads into vLLM and transformers
-        critic.safetensors           and its optimizer: only where the estimator learns a critic
-        policy_optimizer.safetensors, critic_optimizer.safetensors      Adam's moments and step counts
+        state/                       critic, adapters, Adam's moments and step counts: a file from each rank,
+                                     readable by any number of ranks (`trainer.state_files`)
         rng.safetensors              torch's generators
         state.json                   step, data cursor, python's and NumPy's generators, configuration,
                                      and the size of every other file; written last
-    `latest` beside them names the newest. No pickle anywhere: reading a checkpoint executes nothing.
+    `latest` beside them names the newest, `best` the one with the best validation. No pickle anywhere:
+    reading a checkpoint executes nothing.
 
 How to use it
     store = Checkpoints(run.checkpoints, keep=2)
-    store.save(learner, capture(step, sampler.state_dict(), config))
+    store.save(learner, capture(step, sampler.state_dict(), config), wait=False); …; store.close()
     if (found := store.newest()) is not None:
         progress = restore(found, learner); sampler.load_state_dict(progress.cursor)
 
 What it does not do
-    One writer. A checkpoint is written beside, made durable, then renamed: a kill at any instant leaves
-    the previous one whole, and `newest` skips a directory whose files are not all there.
+    One training writes. A checkpoint is written beside, made durable, then renamed, and only then does
+    `latest` name it: a kill at any instant leaves the previous one whole, and `newest` skips a directory
+    whose files are not all there.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,18 +45,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from orchestrator.durable import fsync_directory, publish_bytes, read_bytes
 from trainer.data import Cursor
 from trainer.errors import CheckpointError
 from trainer.learner import Learner
+from trainer.ranks import ALONE, Ranks, another_voice
+from trainer.state_files import State, copied, learner_state, read_policy, read_state, write_state
+from trainer.weights import named_weights, write_model
 
 if TYPE_CHECKING:
     from orchestrator.schema import Config
 
 STATE = "state.json"
-LATEST = "latest"
+LATEST, BEST = "latest", "best"
+STATE_FOLDER = "state"
 POLICY = "policy"
 _SAVING = ".saving-"
 
@@ -112,35 +120,63 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `root`; this process is the only writer."""
+    """The checkpoints of one run, under `root`; these ranks together are the only writer."""
 
-    def __init__(self, root: Path, keep: int = 2) -> None:
-        self.root, self.keep = root, keep
+    def __init__(self, root: Path, keep: int = 2, keep_best: bool = True, ranks: Ranks = ALONE) -> None:
+        """Collective: what is written in the background has a voice of its own."""
+        self.root, self.keep, self.keep_best = root, keep, keep_best
+        self.timings: dict[str, float] = {}
+        """Of the last save: `stall_s`, that training waited for it, and `save_s`, from begin to end."""
+        self._ranks, self._voice = ranks, another_voice(ranks)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def path(self, step: int) -> Path:
         return self.root / f"step-{step:06d}"
 
-    def save(self, learner: Learner, progress: Progress) -> Path:
-        """Write a checkpoint, point `latest` at it, prune. Raises CheckpointError; nothing is lost."""
-        target = self.path(progress.step)
-        if self.newest() == target:
+    def save(
+        self, learner: Learner, progress: Progress, score: float | None = None, wait: bool = True
+    ) -> Path:
+        """Write a checkpoint, point `latest` at it, prune. Collective.
+
+        With `wait` it lies there when this returns. Without, a copy of the state is written while training
+        goes on; the next `save` or `wait` says what came of it. `score` is its validation, more is better.
+        Raises CheckpointError; nothing is lost.
+        """
+        self.wait()
+        start, target = time.perf_counter(), self.path(progress.step)
+        if self._ranks.broadcast_object(self._ranks.first and self.newest() == target):
             return target
-        try:
-            publish_directory(target, lambda folder: _write(folder, learner, progress))
-            publish_bytes(self.root / LATEST, f"{target.name}\n".encode())
-            self.prune()
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{target} could not be written: {error}. The checkpoints before it are intact; "
-                "make room, or set trainer.checkpoint_dir"
-            ) from error
+        keep = (lambda state: state) if wait else copied
+        content = _Content(_whole(learner.policy, keep, self._ranks), keep(learner_state(learner)), progress)
+        content.score = score
+        work = self._thread.submit(self._write, learner.policy, target, content, start)
+        self._writing = work
+        if wait:
+            self.wait()
+        self.timings["stall_s"] = time.perf_counter() - start
         return target
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises CheckpointError when what was could not be."""
+        work, self._writing = self._writing, None
+        if work is not None:
+            work.result()
+
+    def close(self) -> None:
+        """As `wait`, and let go of the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
     def newest(self) -> Path | None:
         """What `latest` names if it is whole, else the newest one that is; None without any."""
-        named = read_bytes(self.root / LATEST).decode(errors="replace").strip()
-        first = [path for path in self.all() if path.name == named]
-        return next(filter(is_whole, [*first, *reversed(self.all())]), None)
+        return next(filter(is_whole, [*self._named(LATEST), *reversed(self.all())]), None)
+
+    def best(self) -> Path | None:
+        """The one with the highest score, which `best` names; None without any."""
+        return next(filter(is_whole, self._named(BEST)), None)
 
     def all(self) -> list[Path]:
         """Every checkpoint, whole or not, oldest first."""
@@ -148,30 +184,98 @@ class Checkpoints:
         return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
 
     def prune(self) -> None:
-        """Remove all but `keep` up to the newest, and what a killed save left behind.
+        """Remove all but `keep` up to the newest, but not the best, and what a killed save left behind.
 
         Later ones, of a line that was given up by going back, are nobody's but the user's to remove.
         """
         whole, newest = self.all(), self.newest()
         line = whole[: whole.index(newest) + 1] if newest else []
-        for path in [*line[: -self.keep], *self.root.glob(f"{_SAVING}*")]:
+        old = [path for path in line[: -self.keep] if not (self.keep_best and path == self.best())]
+        for path in [*old, *self.root.glob(f"{_SAVING}*")]:
             shutil.rmtree(path, ignore_errors=True)
+
+    def _named(self, file: str) -> list[Path]:
+        named = read_bytes(self.root / file).decode(errors="replace").strip()
+        return [path for path in self.all() if path.name == named]
+
+    def _write(self, policy: nn.Module, target: Path, content: _Content, start: float) -> None:
+        """On every rank, perhaps in the background: all of them fail, or none."""
+        trouble = ""
+        try:
+            beside = self._beside(target)
+            write_state(content.state, beside / STATE_FOLDER, self._voice)
+            if self._voice.first:
+                _write(beside, policy, content)
+                _publish(beside, target)
+                self._point_at(target, content.score)
+        except (OSError, SafetensorError) as error:
+            trouble = str(error) or type(error).__name__
+        self.timings["save_s"] = time.perf_counter() - start
+        if troubles := [text for text in self._voice.gather_objects(trouble) if text]:
+            if self._voice.first:
+                self._clear()
+            raise CheckpointError(
+                f"{target} could not be written: {troubles[0]}. The checkpoints before it are intact; "
+                "make room, or set trainer.checkpoint_dir"
+            )
+
+    def _beside(self, target: Path) -> Path:
+        """A new folder that all ranks write to. Raises OSError on all of them, or on none."""
+        made: Path | str = ""
+        if self._voice.first:
+            try:
+                made = _new_folder(target)
+            except OSError as error:
+                made = str(error)
+        made = self._voice.broadcast_object(made)
+        if isinstance(made, str):
+            raise OSError(made)
+        return made
+
+    def _point_at(self, target: Path, score: float | None) -> None:
+        publish_bytes(self.root / LATEST, f"{target.name}\n".encode())
+        best = self.best()
+        if score is not None and (best is None or score > score_of(best)):
+            publish_bytes(self.root / BEST, f"{target.name}\n".encode())
+        self.prune()
+
+    def _clear(self) -> None:
+        for path in self.root.glob(f"{_SAVING}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def score_of(checkpoint: Path) -> float:
+    """The validation that a checkpoint was saved with; -∞ without."""
+    try:
+        score = json.loads((checkpoint / STATE).read_text()).get("score")
+    except (OSError, ValueError):
+        score = None
+    return -math.inf if score is None else float(score)
 
 
 def publish_directory(target: Path, write: Callable[[Path], None]) -> None:
     """Fill a directory beside `target`, make all of it durable, and rename it into place. Raises OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f"{_SAVING}{target.name}.{secrets.token_hex(4)}"
-    beside.mkdir()
+    beside = _new_folder(target)
     try:
         write(beside)
-        _make_durable(beside)
-        if target.exists():  # steps that are done again after an older checkpoint was chosen
-            target.rename(target.parent / f"{_SAVING}{target.name}.old.{secrets.token_hex(4)}")
-        beside.rename(target)
+        _publish(beside, target)
     except BaseException:  # an interrupt too: no half-written checkpoint stays
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def _new_folder(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f"{_SAVING}{target.name}.{secrets.token_hex(4)}"
+    beside.mkdir()
+    return beside
+
+
+def _publish(beside: Path, target: Path) -> None:
+    _make_durable(beside)
+    if target.exists():  # steps that are done again after an older checkpoint was chosen
+        target.rename(target.parent / f"{_SAVING}{target.name}.old.{secrets.token_hex(4)}")
+    beside.rename(target)
     fsync_directory(target.parent)
 
 
@@ -199,14 +303,34 @@ def _make_durable(folder: Path) -> None:
 # --- one checkpoint ----------------------------------------------------------------------------------
 
 
-def _write(folder: Path, learner: Learner, progress: Progress) -> None:
-    save_model(learner.policy, folder / POLICY)
-    if learner.critic is not None:
-        save_file(_tensors(learner.critic.state_dict()), folder / "critic.safetensors")
-    for name, optimizer in _optimizers(learner).items():
-        save_file(_optimizer_tensors(optimizer), folder / f"{name}.safetensors")
+@dataclass
+class _Content:
+    """What is written: the whole policy (on rank 0), this rank's part of the rest, where the run stands."""
+
+    policy: State
+    state: State
+    progress: Progress
+    score: float | None = None
+
+
+def _whole(policy: nn.Module, keep: Callable[[State], State], ranks: Ranks) -> State:
+    """The policy's weights as an export has them, on rank 0; a layer at a time on the others."""
+    found: State = {}
+    for name, tensor in named_weights(policy):
+        if ranks.first:
+            found |= keep({name: tensor.detach()}) if ranks.size == 1 else copied({name: tensor.detach()})
+    return found
+
+
+def _write(folder: Path, policy: nn.Module, content: _Content) -> None:
+    """All but the state's folder, which the ranks have written."""
+    progress = content.progress
+    write_model(policy, content.policy, folder / POLICY)
     save_file(progress.torch_generators, folder / "rng.safetensors")
-    data = asdict(replace(progress, torch_generators={})) | {"digest": progress.digest}
+    data = asdict(replace(progress, torch_generators={})) | {
+        "digest": progress.digest,
+        "score": content.score,
+    }
     del data["torch_generators"]
     files = [path for path in folder.rglob("*") if path.is_file()]
     data["sizes"] = {str(path.relative_to(folder)): path.stat().st_size for path in files}
@@ -224,35 +348,18 @@ def read_progress(checkpoint: Path) -> Progress:
         )
 
 
-def restore(checkpoint: Path, learner: Learner) -> Progress:
-    """Load weights and moments into `learner`, in place, and rewind the generators. Raises CheckpointError.
+def restore(checkpoint: Path, learner: Learner, ranks: Ranks = ALONE) -> Progress:
+    """Load weights and moments into `learner`, in place, and rewind the generators. Collective. Raises
+    CheckpointError.
 
     Learning rates and the like come from the present configuration, not from the checkpoint.
     """
     progress = read_progress(checkpoint)
     with _explained(checkpoint):
-        load_weights(learner.policy, checkpoint / POLICY)
-        if learner.critic is not None:
-            learner.critic.load_state_dict(load_file(checkpoint / "critic.safetensors"))
-        for name, optimizer in _optimizers(learner).items():
-            _load_optimizer(optimizer, load_file(checkpoint / f"{name}.safetensors"))
+        read_policy(learner.policy, checkpoint / POLICY, ranks)
+        read_state(learner, checkpoint / STATE_FOLDER, ranks)
     rewind(progress)
     return progress
-
-
-def save_model(model: nn.Module, folder: Path) -> None:
-    """As Hugging Face saves it: config.json and safetensors, readable by vLLM."""
-    model.save_pretrained(folder)  # type: ignore[operator]  # a transformers model has it
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Weights of a saved model into a live one; tied ones are stored once."""
-    found = {k: v for path in sorted(folder.glob("*.safetensors")) for k, v in load_file(path).items()}
-    report = model.load_state_dict(found, strict=False)
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    tied -= {name for name, _ in model.named_parameters()}
-    if report.unexpected_keys or set(report.missing_keys) - tied:
-        raise KeyError(f"weights do not fit: {report.unexpected_keys + report.missing_keys}")
 
 
 @contextlib.contextmanager
@@ -265,28 +372,3 @@ def _explained(checkpoint: Path) -> Any:
             f"{checkpoint} cannot be used: {error}. It may belong to another model; "
             "set trainer.resume=never, or write an older one's name into `latest` beside it"
         ) from error
-
-
-def _optimizers(learner: Learner) -> dict[str, Optimizer]:
-    found = {"policy_optimizer": learner.policy_optimizer}
-    if learner.critic_optimizer is not None:
-        found["critic_optimizer"] = learner.critic_optimizer
-    return found
-
-
-def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
-def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """`NUMBER.NAME` → tensor, numbered in the order of the parameters; empty before the first step."""
-    state = optimizer.state_dict()["state"]
-    return _tensors({f"{i}.{name}": x for i, inner in state.items() for name, x in inner.items()})
-
-
-def _load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

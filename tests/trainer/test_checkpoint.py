@@ -128,8 +128,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, learner: Learner) -
     store = Checkpoints(tmp_path, keep=5)
     for step in (1, 2, 3):
         store.save(learner, progress(step))
-    critic = store.path(3) / "critic.safetensors"
-    critic.write_bytes(critic.read_bytes()[:-1])
+    (state,) = (store.path(3) / "state").iterdir()
+    state.write_bytes(state.read_bytes()[:-1])
     (store.path(2) / "state.json").write_text("{")
     assert not is_whole(store.path(3)) and not is_whole(store.path(2))
     assert store.newest() == store.path(1)
