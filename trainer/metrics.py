@@ -12,14 +12,20 @@ How to use it
 
 A row
     step                       counted from 0
-    success_rate, reward_mean  of the valid episodes
+    success_rate, reward_mean, reward_std  of the valid episodes
+    status/*, failure/*        shares of all episodes; a failure says why (`trainer.episode.Failure`)
+    length/*, tools/*          means over valid episodes, in tokens, turns and calls
+    groups/*                   zero_variance: share of groups that all earned the same, before any resampling
+    staleness/*                updates between the weights that sampled a token and those that learn from it
     loss_policy, loss_value    means over the optimiser steps; loss_policy is 0 while only the critic learns
     kl, entropy                nats per action token: k3 to the reference, and of the sampling policy
     mismatch                   mean |difference| in nats between trainer and engine on the same tokens
-    tokens_per_s               sampled tokens ÷ time/total
-    time/*                     seconds: rollout + logprob + update + sync + idle = total, on the wall clock;
-                               environment is what the episodes spent in their sandboxes, added up over
-                               episodes that ran at the same time, so it may exceed total
+    tokens_per_s               sampled tokens ÷ time/total; …/generate: ÷ time/generate; …/train: all tokens
+                               ÷ time/train
+    time/*                     seconds on the wall clock: rollout (that training waited for) + logprob +
+                               update + sync + validate + idle = total; train is logprob + update. generate
+                               and environment: how long anything was sampled or done in a sandbox, at the
+                               same time as each other, and as training where rollouts are asynchronous
 
 What it does not do
     No metric is computed here. After a resume, rows of steps that will be done again are removed first, so
@@ -30,6 +36,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,11 +51,15 @@ Row = dict[str, float]
 Logged = dict[str, Any]
 """A row as it was written: numbers, or None where a number was not finite."""
 
-PARTS = ("rollout", "logprob", "update", "sync")
+PARTS = ("rollout", "logprob", "update", "sync", "validate")
 COLLAPSED_STEPS = 10
 """So many steps in a row with nothing but truncated episodes, after better ones, are a collapse."""
 RATIO_TOLERANCE = 1e-3
 NONFINITE_STEPS = 3
+JUMP, JUMP_FROM = 5.0, 1e-3
+"""A mismatch is a jump when it is so many times what it was, and at least so many nats."""
+JUMP_STEPS, JUMP_AFTER = 20, 5
+"""Steps that it is compared with, and how many of them there must be."""
 
 
 class Metrics:
@@ -115,7 +126,9 @@ class Clock:
         total = time.perf_counter() - self._start
         parts = {name: self.seconds[name] for name in PARTS}
         idle = max(0.0, total - sum(parts.values()))
-        return {f"time/{name}": value for name, value in (parts | {"idle": idle, "total": total}).items()}
+        train = parts["logprob"] + parts["update"]
+        more = {"train": train, "idle": idle, "total": total}
+        return {f"time/{name}": value for name, value in (parts | more).items()}
 
 
 # --- alarms ------------------------------------------------------------------------------------------
@@ -130,9 +143,18 @@ class Alarm:
     fatal: bool = False
 
 
-def alarms(row: Row, before: Sequence[Mapping[str, Any]], limit: float) -> list[Alarm]:
-    """What is wrong with a step, given the rows before it. `limit` bounds the mismatch, in nats."""
-    checks = (_nonfinite(row, before), _ratio(row), _mismatch(row, limit), _truncated(row, before))
+def alarms(row: Row, before: Sequence[Mapping[str, Any]], limit: float, stale: bool = False) -> list[Alarm]:
+    """What is wrong with a step, given the rows before it. `limit` bounds the mismatch, in nats.
+
+    `stale`: episodes may be an update old, so that part of the mismatch is what the policy has learned since;
+    it stops no run then. What stops it is the probe after each sync, which is always of one policy.
+    """
+    checks = (
+        _nonfinite(row, before),
+        _ratio(row),
+        _mismatch(row, limit, fatal=not stale) or _jump(row, before),
+        _truncated(row, before),
+    )
     return [alarm for alarm in checks if alarm is not None]
 
 
@@ -158,7 +180,7 @@ def _ratio(row: Row) -> Alarm | None:
     return Alarm("ratio", f"the first ratio of the step is off by {error:.2g}; it must be exactly 1")
 
 
-def _mismatch(row: Row, limit: float) -> Alarm | None:
+def _mismatch(row: Row, limit: float, fatal: bool = True) -> Alarm | None:
     found = row.get("mismatch", 0.0)
     if found <= limit:
         return None
@@ -166,7 +188,20 @@ def _mismatch(row: Row, limit: float) -> Alarm | None:
         f"engine and trainer differ by {found:.3g} nats per token on the same tokens, allowed are {limit:g} "
         "(trainer.mismatch_limit): stale weights, another temperature, or another number type"
     )
-    return Alarm("mismatch", message, fatal=True)
+    return Alarm("mismatch", message, fatal)
+
+
+def _jump(row: Row, before: Sequence[Mapping[str, Any]]) -> Alarm | None:
+    """Still allowed, and yet much more than it was: something has just gone wrong."""
+    found = row.get("mismatch", 0.0)
+    recent = [float(old["mismatch"]) for old in before[-JUMP_STEPS:] if old.get("mismatch")]
+    if len(recent) < JUMP_AFTER or found <= max(JUMP_FROM, JUMP * statistics.median(recent)):
+        return None
+    message = (
+        f"engine and trainer differ by {found:.3g} nats per token, and by {statistics.median(recent):.3g} in "
+        f"the {len(recent)} steps before: look for weights that were not taken over"
+    )
+    return Alarm("mismatch_jump", message)
 
 
 def _truncated(row: Row, before: Sequence[Mapping[str, Any]]) -> Alarm | None:

@@ -17,29 +17,32 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from orchestrator.contract import EventLog
 from orchestrator.schema import Config
 from trainer.batch import Batch, divide, trainable
-from trainer.checkpoint import Checkpoints, Progress, capture
+from trainer.checkpoint import Checkpoints, Progress, capture, score_of
 from trainer.data import Sampler
 from trainer.engines import Engine
 from trainer.environments import Environment
 from trainer.episode import Episode
-from trainer.errors import Collapsed, Lost, MismatchError, TrainerError
-from trainer.interrupt import Interrupt, Interrupted, Wanted
+from trainer.errors import Collapsed, MismatchError
+from trainer.harvest import harvests, mask_stale
+from trainer.interrupt import Interrupt
 from trainer.learner import Learner
 from trainer.metrics import Clock, Metrics, Row, alarms
-from trainer.rollout import Rollouts, summary
+from trainer.rollout import Rollouts
+from trainer.summary import staleness, summary
 from trainer.tasks import Task
 from trainer.view import write_rollouts
 
-LOST_TRIES = 5
-"""How often a step may lose most of its episodes, with a runtime that answers, before we give up."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
 NO_UPDATE: Row = dict.fromkeys(("loss_policy", "loss_value", "kl", "mismatch"), 0.0)
 """What a row says when no episode of the step could be trained on."""
 
@@ -67,6 +70,11 @@ class Training:
     pause_s: float = 1.0
     """Before a step that was lost is played again."""
 
+    def save(self, progress: Progress, score: float | None = None) -> None:
+        """Write a checkpoint and say so. `score`: of its validation; the store keeps the best."""
+        path = self.store.save(self.learner, progress, score)
+        self.events.add("checkpoint", step=progress.step, path=str(path))
+
 
 async def train(job: Training) -> str:
     """Train to the last step; returns why it ended. Raises TrainerError, or Interrupted when told to end.
@@ -76,104 +84,88 @@ async def train(job: Training) -> str:
     config, learner = job.config, job.learner
     await job.interrupt.during(job.environment.wait_ready(config.runtime.ready_timeout))
     await synchronise(job)
-    clock = Clock()
-    while job.step < job.steps:
-        # collect: every episode acts in a sandbox of its own
-        before = capture(job.step, job.sampler.state_dict(), config)
-        tasks = [job.tasks[i] for i in job.sampler.take(config.rollout.prompts_per_step)]
-        with clock("rollout"), saved_on_failure(job, before):
-            episodes, lost = await job.interrupt.during(collect(job, tasks))
-            await prefetch(job)
-        row: Row = {"step": job.step, "lost_tries": lost, **NO_UPDATE, **summary(episodes)}
+    clock, best = Clock(), best_score(job)
+    async with harvests(job) as field:
+        while job.step < job.steps:
+            # collect: every episode acts in a sandbox of its own
+            with clock("rollout"):
+                harvest = await field.next()
+            episodes = harvest.episodes
+            mask_stale(episodes, job.step, config.rollout.max_staleness)
+            row: Row = {"step": job.step, **NO_UPDATE, **harvest.row, **summary(episodes)}
+            row |= staleness(episodes, job.step)
 
-        # log-probabilities and values before the update → advantages
-        chosen = trainable(episodes, config.algorithm.truncated)
-        if chosen:
-            batch = Batch.of(chosen)
-            division = divide(batch.lengths, config.trainer.minibatches, config.trainer.micro_batch_tokens)
-            with clock("logprob"):
-                row |= learner.prepare(batch, division)
+            # log-probabilities and values before the update → advantages
+            chosen = trainable(episodes, config.algorithm.truncated)
+            if chosen:
+                batch = Batch.of(chosen)
+                division = divide(
+                    batch.lengths, config.trainer.minibatches, config.trainer.micro_batch_tokens
+                )
+                with clock("logprob"):
+                    row |= await aside(job, learner.prepare, batch, division)
 
-            # update: the critic always, the policy once the critic knows something
-            with clock("update"):
-                train_policy = job.step >= config.trainer.critic_warmup_steps
-                row |= learner.update(batch, division, train_policy)
+                # update: the critic always, the policy once the critic knows something
+                with clock("update"):
+                    train_policy = job.step >= config.trainer.critic_warmup_steps
+                    row |= await aside(job, learner.update, batch, division, train_policy)
 
-        # bring the weights to the engine, and prove that it computes the same policy
-        job.step += 1
-        with clock("sync"):
-            row["probe"] = await synchronise(job)
+            # bring the weights to the engine, and prove that it computes the same policy
+            job.step += 1
+            with clock("sync"):
+                row["probe"] = await synchronise(job)
 
-        # log, save
-        due = job.step % config.trainer.save_every == 0 or job.step == job.steps
-        if due and job.validation:
-            row |= await validate(job)
-        row |= {**clock.row(), **speed(episodes, clock)}
-        clock = Clock()
-        write_rollouts(job.rollout_dir, job.step - 1, episodes)
-        report(job, row)
-        if due:
-            save(job, capture(job.step, job.sampler.state_dict(), config))
+            # validate, log, save
+            due = job.step % config.trainer.save_every == 0 or job.step == job.steps
+            score = None
+            if validation_due(job, due):
+                with clock("validate"):
+                    row |= await validate(job)
+                score = row["validation/reward_mean"]
+            row |= {**clock.row(), **speed(job, episodes, clock)}
+            clock = Clock()
+            write_rollouts(job.rollout_dir, job.step - 1, episodes)
+            report(job, row)
+            if due or (score is not None and score > best):
+                best = max(best, -math.inf if score is None else score)
+                job.save(capture(job.step, field.cursor, config), score)
     return f"{job.steps} steps done"
 
 
-# --- collect -----------------------------------------------------------------------------------------
+async def aside(job: Training, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Compute, in another thread where episodes are played meanwhile."""
+    if not job.config.rollout.asynchronous:
+        return work(*args, **kwargs)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
-async def collect(job: Training, tasks: Sequence[Task]) -> tuple[list[Episode], int]:
-    """Episodes of a step, at least half of them valid, and how many tries were lost before.
-
-    A step that infrastructure spoiled moves nothing. When a runtime went down, what it took along is played
-    again, whole, once it is back: the step is then the one that an undisturbed run would have had. Raises
-    Lost when no runtime answers for `training.peer_grace` and `runtime.failover_timeout`, or when it answers
-    and still loses everything.
-    """
-    episodes: Sequence[Episode] = ()
-    for lost in range(LOST_TRIES):
-        episodes = await job.rollouts.collect(tasks, job.step, episodes)
-        valid = sum(episode.valid for episode in episodes)
-        if valid == len(episodes) or (2 * valid >= len(episodes) and not await job.rollouts.disturbed()):
-            return list(episodes), lost
-        errors = sorted({episode.error for episode in episodes if not episode.valid})
-        job.events.add("step_lost", step=job.step, valid=valid, episodes=len(episodes), errors=errors[:3])
-        await asyncio.sleep(job.pause_s)
-        wait_s = job.config.training.peer_grace + job.config.runtime.failover_timeout
-        await job.environment.wait_ready(wait_s)
-    raise Lost(
-        f"step {job.step} lost most of its episodes {LOST_TRIES} times although the runtime answers, "
-        f"last with: {errors[0]}. See the runtime's log"
-    )
+# --- validation --------------------------------------------------------------------------------------
 
 
-async def prefetch(job: Training) -> None:
-    """While this step's update is made, the sandboxes of the next one get ready."""
-    if job.step + 1 < job.steps:
-        coming = job.sampler.peek(job.config.rollout.prompts_per_step)
-        await job.rollouts.prefetch([job.tasks[i] for i in coming])
-
-
-@contextmanager
-def saved_on_failure(job: Training, before: Progress) -> Iterator[None]:
-    """Until the update nothing has moved: whatever goes wrong, the state before the step is worth keeping."""
-    try:
-        yield
-    except Interrupted as interrupted:
-        if interrupted.wanted is Wanted.CHECKPOINT:
-            save(job, before)
-        raise
-    except TrainerError:
-        save(job, before)
-        raise
+def validation_due(job: Training, saving: bool) -> bool:
+    """Every so many steps and after the last one, or wherever a checkpoint is due."""
+    every = job.config.rollout.validate_every
+    if not job.validation or every is None:
+        return bool(job.validation) and saving
+    return job.step % every == 0 or job.step == job.steps
 
 
 async def validate(job: Training) -> Row:
-    """Success on the validation tasks, sampled as in training; nothing is learned from them."""
-    episodes = await job.rollouts.collect(job.validation, job.step)
+    """Success on the validation tasks; nothing is learned from them. The same seeds each time."""
+    episodes = await job.rollouts.for_validation(job.config).collect(job.validation, 0)
+    write_rollouts(job.rollout_dir, job.step, episodes, "validation")
     found = summary(episodes)
-    return {f"validation/{name}": found[name] for name in ("success_rate", "reward_mean")}
+    names = ("success_rate", "reward_mean", "status/truncated", "status/infra", "length/response")
+    return {f"validation/{name}": found[name] for name in names}
 
 
-# --- weights, log, save ------------------------------------------------------------------------------
+def best_score(job: Training) -> float:
+    """Of the validations until now, as the store keeps it."""
+    path = job.store.best()
+    return -math.inf if path is None else score_of(path)
+
+
+# --- weights, log ------------------------------------------------------------------------------------
 
 
 async def synchronise(job: Training) -> float:
@@ -189,13 +181,19 @@ async def synchronise(job: Training) -> float:
     return difference
 
 
-def speed(episodes: Sequence[Episode], clock: Clock) -> Row:
-    """Sampled tokens per second of the step, and the seconds that its episodes spent in sandboxes."""
-    tokens = sum(episode.action_tokens for episode in episodes)
-    parts = ("create_s", "setup_s", "command_s", "verify_s")
-    environment = sum(episode.timings.get(part, 0.0) for episode in episodes for part in parts)
-    total = clock.row()["time/total"]
-    return {"tokens_per_s": tokens / max(total, 1e-9), "time/environment": environment}
+def speed(job: Training, episodes: Sequence[Episode], clock: Clock) -> Row:
+    """Tokens per second of the step and of its parts, and how long anything was sampled or run, whatever
+    else was going on at the same time."""
+    row, watched = clock.row(), job.rollouts.watch.take()
+    sampled, every = sum(e.action_tokens for e in episodes), sum(len(e.ids) for e in episodes)
+    generate, train = watched.get("generate", 0.0), row["time/train"]
+    return {
+        "time/generate": generate,
+        "time/environment": watched.get("environment", 0.0),
+        "tokens_per_s": sampled / max(row["time/total"], 1e-9),
+        "tokens_per_s/generate": sampled / generate if generate else 0.0,
+        "tokens_per_s/train": every / train if train else 0.0,
+    }
 
 
 def report(job: Training, row: Row) -> None:
@@ -203,14 +201,9 @@ def report(job: Training, row: Row) -> None:
     job.metrics.log(row)
     shown = ("success_rate", "reward_mean", "kl", "entropy", "time/total")
     print(f"step {row['step']:>4}", *(f"{n} {row[n]:.3f}" for n in shown if n in row), sep="  ", flush=True)
-    for alarm in alarms(row, job.metrics.rows[:-1], job.config.trainer.mismatch_limit):
+    stale = job.config.rollout.asynchronous
+    for alarm in alarms(row, job.metrics.rows[:-1], job.config.trainer.mismatch_limit, stale):
         job.events.add("alarm", step=row["step"], name=alarm.name, message=alarm.message, fatal=alarm.fatal)
         print(f"alarm  {alarm.name}: {alarm.message}", flush=True)
         if alarm.fatal:
             raise Collapsed(f"step {row['step']:.0f}: {alarm.message}")
-
-
-def save(job: Training, progress: Progress) -> None:
-    """Write a checkpoint and say so."""
-    path = job.store.save(job.learner, progress)
-    job.events.add("checkpoint", step=progress.step, path=str(path))

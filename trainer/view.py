@@ -25,16 +25,16 @@ from orchestrator.contract import publish_bytes
 from trainer.episode import Episode
 
 
-def rollout_file(directory: Path, step: int) -> Path:
-    """Where the trajectories of a step are."""
-    return directory / f"step-{step:06d}.jsonl"
+def rollout_file(directory: Path, step: int, kind: str = "step") -> Path:
+    """Where the trajectories of a step are, or of the validation after so many steps."""
+    return directory / f"{kind}-{step:06d}.jsonl"
 
 
-def write_rollouts(directory: Path, step: int, episodes: Sequence[Episode]) -> Path:
+def write_rollouts(directory: Path, step: int, episodes: Sequence[Episode], kind: str = "step") -> Path:
     """Publish a step's trajectories at once, replacing those of an earlier try of the same step."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(line(episode) | {"step": step}, ensure_ascii=False) for episode in episodes]
-    path = rollout_file(directory, step)
+    path = rollout_file(directory, step, kind)
     publish_bytes(path, ("\n".join(lines) + "\n").encode(errors="replace"))
     return path
 

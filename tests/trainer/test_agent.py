@@ -59,7 +59,7 @@ async def test_each_prompt_starts_with_the_last_one_and_its_sample() -> None:
             said.append(list(episode.ids))
             return CommandResult(b"\xff\xfe ok", 0)
 
-        async def verify(self) -> Verdict:
+        async def verify(self, answer: str = "") -> Verdict:
             return Verdict(0.0)
 
     first = await agent.begin(episode, lambda turn: turn)

@@ -16,8 +16,9 @@ from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_json_lines
 from orchestrator.schema import Config
 from trainer.errors import CheckpointError, Lost, MismatchError, TaskError
+from trainer.harvest import LOST_TRIES
 from trainer.interrupt import Interrupted, Wanted
-from trainer.train import LOST_TRIES, Training, train
+from trainer.train import Training, train
 
 
 async def trained(run: RunDirectory, config: Config, world: World | None = None) -> Training:

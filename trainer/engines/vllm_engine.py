@@ -192,7 +192,7 @@ def _device_arguments(kv_cache_bytes: int | None, gpu_memory_utilization: float)
 def _params(sampling: Sampling) -> Any:
     return SamplingParams(
         max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
+        temperature=0.0 if sampling.greedy else sampling.temperature,
         stop_token_ids=list(sampling.stop_token_ids),
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,
@@ -208,4 +208,7 @@ def _sample(output: Any) -> Sample:
         raise EngineError(f"vLLM ended a request with {output.finish_reason!r}; expected stop or length")
     ids = list(output.token_ids)
     logprobs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
-    return Sample(ids, logprobs, output.finish_reason)
+    spans = (
+        (span.start, int(span.version)) for span in output.weight_versions or () if span.version.isdigit()
+    )
+    return Sample(ids, logprobs, output.finish_reason, tuple(spans))

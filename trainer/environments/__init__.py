@@ -35,11 +35,15 @@ KINDS = ("sandbox", "unconfined")
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What one command did: stdout then stderr, each bounded; exit code 124 when it was timed out."""
+    """What one command did: stdout then stderr, each bounded; exit code 124 when it was timed out.
+
+    `left_out` bytes of the output were dropped, in the middle of what is here.
+    """
 
     output: bytes
     exit_code: int
     timed_out: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,26 @@ class Workspace(Protocol):
     async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
         """Run one command line under `sh`, stdin empty, in the task's directory."""
 
-    async def verify(self) -> Verdict:
-        """Bring the hidden test in and run it. After this the workspace is of no further use."""
+    async def verify(self, answer: str = "") -> Verdict:
+        """Judge the work (`trainer.rewards`); `answer` is what the policy said last. After this the workspace
+        is of no further use."""
+
+
+@runtime_checkable
+class Equipped(Workspace, Protocol):
+    """A workspace with what an agent's tools need beside single commands. Raises as `Workspace` does."""
+
+    async def say(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
+        """Run a command in a shell that stays: directory, variables and functions of earlier ones are there.
+
+        One that is out of time is killed, and so may be the shell; the next command gets a new one.
+        """
+
+    async def read(self, path: str, max_bytes: int) -> bytes:
+        """A regular file. Raises NoFile when there is none, or a longer one."""
+
+    async def write(self, path: str, data: bytes) -> None:
+        """Replace or make a file, and the folders above it; its mode stays. Raises NoFile."""
 
 
 @runtime_checkable

@@ -65,6 +65,8 @@ class Action:
     complete: bool = True  # False: the tokens ran out before the action ended
     calls: tuple[Call, ...] = ()
     unclosed: tuple[int, ...] = ()
+    answer: str = ""
+    """The text without the token that ends it, for a judge of answers."""
 
 
 class Format(Protocol):

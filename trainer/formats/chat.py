@@ -71,15 +71,15 @@ class Chat:
         text = self._template.decode(sample.ids)
         if sample.finish_reason != "stop":
             return Action(text, complete=False)
+        answer = self._template.decode(sample.ids[:-1])
         if not self._tools:
-            return Action(text, last=True)
-        calls = read_calls(self._style, self._template.decode(sample.ids[:-1]), self._tools)
+            return Action(text, last=True, answer=answer)
+        calls = read_calls(self._style, answer, self._tools)
         names = [call.tool for call in calls if not call.problem]
         last = "submit" in names
+        calls = calls[: names.index("submit")] if last else calls
         unclosed = () if sample.ids[-1] == self._template.end_id else (self._template.end_id,)
-        return Action(
-            text, calls=calls[: names.index("submit")] if last else calls, last=last, unclosed=unclosed
-        )
+        return Action(text, calls=calls, last=last, unclosed=unclosed, answer=answer)
 
     def reply(self, action: Action, outputs: Sequence[bytes], limit: int) -> tuple[str, list[int]]:
         texts = [bounded(output, limit).decode(errors="replace") for output in outputs]

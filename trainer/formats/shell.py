@@ -45,8 +45,8 @@ class Shell:
         # A shell drops NUL bytes from what is typed; no command line can carry them.
         line = self._tokenizer.decode(sample.ids[:-1]).replace("\0", "").strip()
         if line in ("exit", "logout"):
-            return Action(text, last=True)
-        return Action(text, line or None, last=sample.ids[-1] not in self.stop_token_ids)
+            return Action(text, last=True, answer=line)
+        return Action(text, line or None, last=sample.ids[-1] not in self.stop_token_ids, answer=line)
 
     def line(self, command: str) -> list[int]:
         """The ids of a whole action, as a policy would sample it."""
