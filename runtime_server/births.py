@@ -3,7 +3,8 @@
 What it is
     A `Birth` is one create from the moment it is asked for: its id, its place in the line, the task that
     makes it. Those whose caller would not wait are promised: they can be asked about, and deleted.
-    `Births` also knows which create a used Idempotency-Key belongs to.
+    `Births` also knows which create a used Idempotency-Key belongs to; of a sandbox that is over it keeps no
+    more than its last record.
 
 What it does not do
     It makes nothing itself (`sandboxes.py`, `making.py`).
@@ -12,8 +13,10 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +33,23 @@ FAILED_KEPT = 1000
 
 def new_id() -> str:
     return f"s-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is kept of a create whose sandbox is over: a digest of what was asked, and the record, in JSON."""
+
+    asked: bytes
+    record: bytes
+
+
+def _check(same: bool, key: str) -> None:
+    if not same:
+        raise BadRequest(f"the Idempotency-Key {key[:40]!r} was used for another request; take a new one")
+
+
+def _digest(request: wire.CreateSandbox) -> bytes:
+    return hashlib.sha256(request.model_dump_json().encode()).digest()
 
 
 @dataclass(eq=False)
@@ -69,8 +89,8 @@ class Births:
     def __init__(self) -> None:
         self._promised: dict[str, Birth] = {}
         self._keys: dict[str, Birth] = {}
+        self._past: OrderedDict[str, Past] = OrderedDict()
         self._running: dict[asyncio.Future[Box], Birth] = {}
-        self._look_at = KEYS_KEPT
 
     @property
     def promised(self) -> list[Birth]:
@@ -86,6 +106,7 @@ class Births:
         task = asyncio.create_task(work)
         self._running[task] = birth
         task.add_done_callback(lambda done: self._running.pop(done, None))
+        task.add_done_callback(lambda _: self._drop(birth))
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         birth.task = task
         self.remember(birth)
@@ -93,17 +114,34 @@ class Births:
     def remember(self, birth: Birth) -> None:
         if birth.key:
             self._keys[birth.key] = birth
-            if len(self._keys) > self._look_at:
-                self._forget_keys()
+            self._past.pop(birth.key, None)
 
-    def known(self, key: str, request: wire.CreateSandbox) -> Birth | None:
-        """The create that had this key; a failed one may be tried again. BadRequest for another request."""
-        birth = self._keys.get(key)
-        if birth is None or birth.failed:
+    def known(self, key: str | None, request: wire.CreateSandbox) -> Birth | wire.Sandbox | None:
+        """The create that had this key, or the record of its sandbox when that is over; a failed one may be
+        tried again. BadRequest for another request."""
+        birth, past = self._keys.get(key or ""), self._past.get(key or "")
+        if birth is not None and not birth.failed:
+            _check(birth.request == request, birth.key)
+            return birth
+        if past is None:
             return None
-        if birth.request != request:
-            raise BadRequest(f"the Idempotency-Key {key[:40]!r} was used for another request; take a new one")
-        return birth
+        _check(past.asked == _digest(request), key or "")
+        return wire.Sandbox.model_validate_json(past.record)
+
+    def over(self, box: Box) -> None:
+        """A sandbox holds on to all that it was: its agent, its buffers, its files."""
+        birth = self._keys.get(box.key)
+        if birth is None or birth.id != box.id:
+            return
+        del self._keys[box.key]
+        self._past[box.key] = Past(_digest(birth.request), box.record().model_dump_json().encode())
+        while len(self._past) > KEYS_KEPT:
+            self._past.popitem(last=False)
+
+    def _drop(self, birth: Birth) -> None:
+        """A failed one may be tried again under its key."""
+        if birth.failed and self._keys.get(birth.key) is birth:
+            del self._keys[birth.key]
 
     def get(self, identity: str) -> Birth | None:
         return self._promised.get(identity)
@@ -142,14 +180,3 @@ class Births:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-
-    def _forget_keys(self) -> None:
-        """The oldest of creates that failed or whose sandbox is gone: each holds on to all that it was."""
-        over = [
-            key
-            for key, birth in self._keys.items()
-            if birth.failed or (birth.task.done() and birth.task.result().reason)
-        ]
-        for key in over[: -KEYS_KEPT // 2]:
-            del self._keys[key]
-        self._look_at = len(self._keys) + KEYS_KEPT // 2

@@ -118,6 +118,7 @@ class Box:
         if self.reason:
             return False
         self.reason = reason
+        self._kills.end(self.container)
         return True
 
     def kills(self) -> int:

@@ -27,6 +27,7 @@ class Kills:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._file = -1
+        self._last: int | None = None
 
     def __del__(self) -> None:
         self.close()
@@ -36,8 +37,15 @@ class Kills:
         if file >= 0:
             os.close(file)
 
+    def end(self, container: Container) -> None:
+        """That is all: what is remembered of a sandbox keeps no file open."""
+        self._last = self.count(container)
+        self.close()
+
     def count(self, container: Container) -> int:
         """By the kernel or by us; what cannot be known counts as none."""
+        if self._last is not None:
+            return self._last
         return self._by_kernel(container.memory) + (container.watched.kills if container.watched else 0)
 
     def _by_kernel(self, folder: Path | None) -> int:

@@ -156,13 +156,13 @@ class Sandboxes:
         With a key that was used before: the sandbox of then.
         """
         self.check_open()
-        birth = self.births.known(key, request) if key else None
+        birth = self.births.known(key, request)
         if birth is None:
             wait_s = self.patience(request.queue_timeout_s) if request.wait_s is None else request.wait_s
             async with self.quotas.admitted(request.labels, wait_s):
-                birth = (self.births.known(key, request) if key else None) or await self.conceive(
-                    request, key
-                )
+                birth = self.births.known(key, request) or await self.conceive(request, key)
+        if isinstance(birth, wire.Sandbox):
+            return birth
         return await self.outcome(birth, request.wait_s, mine=key is None)
 
     async def conceive(
@@ -180,6 +180,8 @@ class Sandboxes:
         if request.snapshot:
             snapshot = self.snapshots.get(request.snapshot)
             basis = Basis(snapshot.base, snapshot)
+        if isinstance(earlier := self.births.known(key, request), Birth):  # begun while the image was fetched
+            return earlier
         if ticket is None:
             ticket = self.places.enter(1, request.group or "", request.group_size or 1)
         birth = Birth(request, basis.image.name, ticket, key or "", identity or new_id())
@@ -334,6 +336,7 @@ class Sandboxes:
         if box.finished:
             return
         box.finished = True
+        self.births.over(box)
         self.metrics.ended.labels(box.reason).inc()
         if box.id in self.boxes:  # or somebody has deleted it meanwhile
             await self.ledger.changed(box)

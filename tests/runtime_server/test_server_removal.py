@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ from serverkit import until
 
 from orchestrator.schema import Runtime
 from runtime_server import wire
+from runtime_server.agent import AgentConnection
 from runtime_server.app import default_sandboxes
 from runtime_server.births import KEYS_KEPT, Birth, Births
+from runtime_server.box import Box
 from runtime_server.engines import Container, Image, Recipe, processes
 from runtime_server.engines.podman import PodmanEngine
-from runtime_server.errors import Internal, NotFound, SandboxError
+from runtime_server.errors import BadRequest, Internal, NotFound, SandboxError
 from runtime_server.making import Basis
 from runtime_server.places import Places
 from runtime_server.removal import Remover
@@ -78,16 +81,64 @@ async def test_who_undoes_a_create_is_not_held_up_by_what_cannot_be_removed_yet(
 
 
 async def test_keys_of_what_is_over_are_forgotten_those_of_the_living_never() -> None:
-    births, ticket = Births(), Places(1).seat()
-    for number in range(4 * KEYS_KEPT):
-        birth = Birth(wire.CreateSandbox(), "image", ticket, key=f"key-{number}")
+    births, ticket, request = Births(), Places(1).seat(), wire.CreateSandbox()
+    record = wire.Sandbox(
+        id="", image="i", state="dead", workdir="/", labels={}, created_at=0, expires_at=0, reason="deleted"
+    )
+    for number in range(3 * KEYS_KEPT):
+        birth = Birth(request, "image", ticket, key=f"key-{number}")
         birth.task = asyncio.get_running_loop().create_future()
-        birth.task.set_result(SimpleNamespace(reason="" if number % 100 == 0 else "deleted"))  # type: ignore[arg-type]
+        told = record.model_copy(update={"id": birth.id})
+        box: Any = SimpleNamespace(id=birth.id, key=birth.key, record=lambda told=told: told)
+        birth.task.set_result(box)
         births.remember(birth)
-    living = [f"key-{number}" for number in range(0, 4 * KEYS_KEPT, 100)]
-    assert all(births.known(key, wire.CreateSandbox()) for key in living)
-    assert births.known(f"key-{4 * KEYS_KEPT - 1}", wire.CreateSandbox()) is not None
-    assert len(births._keys) < 2 * KEYS_KEPT
+        if number % 10:
+            births.over(box)
+    assert all(births.known(f"key-{number}", request) for number in range(0, 3 * KEYS_KEPT, 10))
+    last = births.known(f"key-{3 * KEYS_KEPT - 1}", request)
+    assert isinstance(last, wire.Sandbox) and (last.id, last.reason) == (told.id, "deleted")
+    with pytest.raises(BadRequest, match="another request"):
+        births.known(f"key-{3 * KEYS_KEPT - 1}", wire.CreateSandbox(image="other"))
+    assert births.known("key-1", request) is None
+    assert len(births._past) == KEYS_KEPT
+
+
+@pytest.mark.container
+async def test_of_a_deleted_sandbox_nothing_is_held_but_its_record(boxes: Sandboxes) -> None:
+    """Neither its agent and buffers, nor files of the kernel."""
+
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(one, (Box, AgentConnection)) for one in gc.get_objects())
+
+    before = held()
+    for number in range(4):
+        made = await boxes.create(wire.CreateSandbox(), key=f"key-{number}")
+        await boxes.exec(made.id, wire.Exec(command="true"))
+        await boxes.delete(made.id)
+    await until(lambda: held() <= before, 20)
+    again = await boxes.create(wire.CreateSandbox(), key="key-3")
+    assert (again.id, again.state, again.reason) == (made.id, "dead", "deleted")
+
+
+@pytest.mark.container
+async def test_of_a_dead_sandbox_no_file_is_held_open(boxes: Sandboxes) -> None:
+    files = Path("/proc/self/fd")
+    before = len([*files.iterdir()])
+    for _ in range(4):
+        made = await boxes.create(wire.CreateSandbox())
+        await boxes.exec(made.id, wire.Exec(command="true"))
+        processes.send(boxes.get(made.id).container.pid)
+    assert len(boxes.boxes) == 4
+    await until(lambda: not boxes.live and not left(engine_of(boxes)), 20)
+    assert len([*files.iterdir()]) <= before + 1  # a connection to Podman
+
+
+@pytest.mark.container
+async def test_one_key_is_one_sandbox_also_while_its_image_is_looked_up(boxes: Sandboxes) -> None:
+    engine_of(boxes)._images._known.clear()
+    one, two = await asyncio.gather(*(boxes.create(wire.CreateSandbox(), key="key") for _ in range(2)))
+    assert one.id == two.id and len(boxes.boxes) == 1
 
 
 @pytest.fixture
