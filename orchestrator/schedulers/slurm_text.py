@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 
 from orchestrator.frozen import dataclass
+from orchestrator.schedulers import QUEUED as WAITING
 from orchestrator.schedulers import JobInfo, JobState, OwnJob
 
 QUEUED = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "EXPEDITING"})
@@ -34,6 +35,16 @@ OVER = frozenset(
 )
 HOLDS = frozenset({"JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue"})
 """Reasons of a pending job that only somebody's release ends."""
+
+ENDS = frozenset(
+    {
+        *("nonzeroexitcode", "raisedsignal", "timelimit", "outofmemory", "systemfailure", "nodedown"),
+        *("joblaunchfailure", "launchfailedrequeuedheld", "badconstraints", "partitiondown", "deadline"),
+        *("inactivelimit", "burstbufferoperation", "dependencyneversatisfied"),
+    }
+)
+"""Reasons that are about an end. Any other one of a job that does not wait is from when it did: a job that
+is cancelled after a requeue says BeginTime for good."""
 
 SQUEUE = "%i|%T|%N|%L|%E|%r"
 """Free text last: a reason may hold anything."""
@@ -91,12 +102,17 @@ def _row(job_id: str, word: str, nodes: str, left: str, dependency: str, reason:
     return JobInfo(
         job_id=job_id.strip(),
         state=state,
-        reason=reason,
+        reason=reason if state in WAITING or _is_end(reason) else "",
         host=nodes.strip(),
         raw=word_of(word),
         dependency=dependency,
         time_left_s=seconds(left) if state == JobState.RUNNING else None,
     )
+
+
+def _is_end(reason: str) -> bool:
+    """Whatever is added to the word: RaisedSignal:9(Killed), NodeDown, (node01)."""
+    return re.split(r"[^A-Za-z]", reason, maxsplit=1)[0].lower() in ENDS
 
 
 def _none(text: str) -> str:

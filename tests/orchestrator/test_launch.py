@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from memory_scheduler import MemoryScheduler
+from slurm_fakes import Fakes, Reply, row
 
 from orchestrator import runs
 from orchestrator.attach import Attached
@@ -26,6 +27,7 @@ from orchestrator.dotenv import parse_dotenv
 from orchestrator.errors import ConfigError, LaunchError, RunNotFound
 from orchestrator.launch import Launched, Request, launch, preview
 from orchestrator.schedulers import JobState
+from orchestrator.schedulers.slurm import SlurmScheduler
 
 Make = Callable[..., Request]
 
@@ -263,6 +265,20 @@ def test_a_held_training_job_without_a_runtime_never_starts(
     assert "will never start: the runtime job is over (no room for images)" in look.reason
     memory.set("runtime", JobState.UNKNOWN)
     assert runs.view(launched.run, memory).state != "stranded"
+
+
+def test_a_stranded_run_shows_no_reason_from_before_the_end(
+    launched: Launched, slurm: SlurmScheduler, fakes: Fakes
+) -> None:
+    """A runtime job that waited after a requeue when it was cancelled says BeginTime for good."""
+    rows = row("101", "PENDING", "JobHeldUser") + row("102", "CANCELLED", "BeginTime")
+    fakes.answers("squeue", Reply(out=rows))
+    look = runs.view(launched.run, slurm)
+    assert look.state == "stranded" and "BeginTime" not in look.reason
+    assert [(job.state, job.reason) for job in look.jobs] == [
+        (JobState.ENDED, ""),
+        (JobState.HELD, "JobHeldUser"),
+    ]
 
 
 def test_the_end_without_a_result_is_no_success(launched: Launched, memory: MemoryScheduler) -> None:

@@ -85,6 +85,27 @@ def test_time_left(said: str, seconds: int | None) -> None:
     assert text.seconds(said) == seconds
 
 
+@pytest.mark.parametrize(
+    ("word", "reason", "shown"),
+    [
+        ("PENDING", "BeginTime", "BeginTime"),
+        ("PENDING", "JobHeldUser", "JobHeldUser"),
+        ("CANCELLED", "BeginTime", ""),
+        ("CANCELLED", "JobHeldUser", ""),
+        ("RUNNING", "Priority", ""),
+        ("COMPLETING", "NonZeroExitCode", "NonZeroExitCode"),
+        ("FAILED", "NonZeroExitCode", "NonZeroExitCode"),
+        ("FAILED", "RaisedSignal:9(Killed)", "RaisedSignal:9(Killed)"),
+        ("NODE_FAIL", "NodeDown", "NodeDown"),
+        ("TIMEOUT", "TimeLimit", "TimeLimit"),
+        ("CANCELLED", "DependencyNeverSatisfied", "DependencyNeverSatisfied"),
+    ],
+)
+def test_a_reason_to_wait_is_not_one_to_end(word: str, reason: str, shown: str) -> None:
+    """Slurm keeps the last reason of a job that is cancelled while it waits."""
+    assert text.rows(row("7", word, reason))[0].reason == shown
+
+
 def test_fields_of_a_job() -> None:
     first, second = (text.fields(record) for record in RECORDS)
     assert (first["ExitCode"], first["JobName"], first["Command"]) == ("7:0", "a b", "/a b/x.sh")
