@@ -126,7 +126,7 @@ def _take(
     folders: dict[str, str] = {}
     left_out: list[str] = []
     wanted: list[str] = []
-    for name in [*(n for n in names if not n.startswith(NOT_RUN)), *_built(checkout)]:
+    for name in dict.fromkeys([*(n for n in names if not n.startswith(NOT_RUN)), *_built(checkout)]):
         reason = _refuse(real, name, _real(real, name, folders), forbidden)
         if reason is None:
             wanted.append(name)

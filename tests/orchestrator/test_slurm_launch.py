@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from cluster import Cluster
@@ -20,11 +21,15 @@ def launches(cluster: Cluster) -> Launches:
     return Launches(cluster)
 
 
+def runs_in(launches: Launches) -> set[Path]:
+    return set(launches.runs_dir.glob("[0-9]*"))
+
+
 def test_a_run_from_its_launch_to_its_end(launches: Launches) -> None:
     foreign = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SBATCH_PARTITION": "nowhere", "FOREIGN": "x"}
     done = launches.orchestrate(*launches.launch(), "--follow", env=foreign)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = launches.runs_dir.iterdir()
+    (path,) = runs_in(launches)
     assert "runtime ready" in done.stdout and path.name in done.stdout
     listed = json.loads(launches.orchestrate("list", "--runs-dir", launches.runs_dir, "--json").stdout)
     assert [(run["state"], run["success_rates"]) for run in listed] == [("success", [0.0, 0.5, 1.0])]
@@ -84,7 +89,7 @@ def test_a_submission_that_is_refused_leaves_no_job(launches: Launches) -> None:
     done = launches.orchestrate(*launches.launch("runtime.partition=nowhere"))
     assert done.returncode != 0 and "Invalid partition name" in done.stderr
     assert "cancelled, and over: " in done.stderr
-    (path,) = launches.runs_dir.iterdir()
+    (path,) = runs_in(launches)
     queue = launches.cluster.run(["squeue", "-h", "-o", "%k"], check=True).stdout
     assert path.name not in queue
 
@@ -101,7 +106,7 @@ def test_a_dry_run_asks_the_cluster_and_writes_nothing(launches: Launches) -> No
 def test_a_launcher_that_is_killed_leaves_a_run_that_can_be_ended(launches: Launches) -> None:
     """Killed at several moments: whatever it had submitted is found again, by id or by token."""
     for after_s in (0.35, 0.45, 0.55, 0.7, 0.9, 1.2):
-        before = set(launches.runs_dir.iterdir()) if launches.runs_dir.exists() else set()
+        before = runs_in(launches)
         process = launches.cluster.popen(
             launches.line(*launches.launch(TRAINER_DOES="hang")),
             cwd=launches.home,
@@ -110,7 +115,7 @@ def test_a_launcher_that_is_killed_leaves_a_run_that_can_be_ended(launches: Laun
         time.sleep(after_s)  # the fault itself: a kill at an arbitrary moment
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=20)
-        new = set(launches.runs_dir.iterdir()) - before if launches.runs_dir.exists() else set()
+        new = runs_in(launches) - before
         for path in new:
             if (path / "run.json").exists():
                 done = launches.orchestrate("cancel", path, "--json")

@@ -69,11 +69,12 @@ def test_a_snapshot_of_a_clean_checkout_has_no_patch(checkout: Path, tmp_path: P
 
 
 def test_a_snapshot_needs_no_git(tmp_path: Path) -> None:
-    for name in ("orchestrator/a.py", "jobs/x.sh", "orchestrator/__pycache__/a.pyc", "notes.txt"):
+    agent = "runtime_server/agent/bin/agent-x86_64"  # in a folder of the code, and among what was built
+    for name in ("orchestrator/a.py", "jobs/x.sh", "orchestrator/__pycache__/a.pyc", "notes.txt", agent):
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / name).write_text("x")
     taken = snapshot.take(tmp_path / "src", tmp_path / "code")
-    assert (taken.commit, taken.files) == ("", 2)
+    assert (taken.commit, taken.files) == ("", 3)
 
 
 # --- the store of copies -----------------------------------------------------------------------------
