@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from orchestrator.config import load
 from orchestrator.errors import ConfigError
 from orchestrator.frozen import asdict, dataclass
@@ -56,7 +54,7 @@ def main(options: Options, asked: Asked | None = None) -> int:
     launched = launch(request, scheduler, asked)
     if options.as_json and not options.runtime_only:
         about = {"run_id": launched.plan.run_id, "path": launched.plan.run_dir, "jobs": launched.jobs}
-        click.echo(json.dumps(about))
+        print(json.dumps(about), flush=True)  # a closed pipe is noticed here
         return 0
     from orchestrator import cli_launched  # not before the jobs are submitted
 
@@ -70,7 +68,7 @@ def _dry_run(planned: Plan, as_json: bool) -> int:
     checks = preflight.checks(planned)
     if as_json:
         answers = {role: asdict(check) for role, check in checks.items()}
-        click.echo(json.dumps(planned.as_dict() | {"checks": answers}, indent=1))
+        print(json.dumps(planned.as_dict() | {"checks": answers}, indent=1), flush=True)
     else:
         view.console().print(view.plan(planned, checks))
     return int(any(check.accepted is False for check in checks.values()))

@@ -58,9 +58,9 @@ class Resolved:
 
     def provenance(self) -> dict[str, dict[str, str]]:
         """{key: {"layer", "where"}} for every key, for `config.provenance.json`."""
-        names = {*keys(), *self.entries}
-        found = {n: self.entries.get(n) or Entry(n, None, DEFAULT, DEFAULT) for n in names}
-        return {n: {"layer": e.layer, "where": e.where} for n, e in sorted(found.items())}
+        usual = {"layer": DEFAULT, "where": DEFAULT}
+        given = {n: {"layer": e.layer, "where": e.where} for n, e in self.entries.items()}
+        return dict(sorted((dict.fromkeys(keys(), usual) | given).items()))
 
 
 # --- the edge: files and environment -----------------------------------------------------------------

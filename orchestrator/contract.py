@@ -26,12 +26,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from orchestrator.durable import append_line, fsync_directory, publish_bytes, read_bytes, read_json_lines
+from orchestrator.durable import (
+    append_line,
+    fsync_directory,
+    host_name,
+    publish_bytes,
+    read_bytes,
+    read_json_lines,
+)
 from orchestrator.frozen import asdict, replace
 from orchestrator.records import (
     CompleteFlag,
@@ -94,40 +100,50 @@ R = TypeVar("R", bound=Record)
 # --- the run directory -------------------------------------------------------------------------------
 
 
+class _At:
+    """A path below the root, joined when it is asked for: most are not, and many objects name one run."""
+
+    def __init__(self, below: str) -> None:
+        self.below = below
+
+    def __get__(self, run: RunDirectory, kind: type[RunDirectory]) -> Path:
+        return run.root / self.below
+
+
 class RunDirectory:
     """One run as one object: a property per file, so that no path is ever joined at a call site."""
 
+    # written by the launcher
+    config = _At("config.yaml")
+    provenance = _At("config.provenance.json")
+    manifest = _At("run.json")
+    code = _At("code")
+    patch = _At("code.patch")
+    env_file = _At("env.sh")
+    # written by the runtime server (address and key) and by the runtime job (status)
+    runtime_url = _At("runtime_url.txt")
+    runtime_api_key = _At("runtime_api_key.txt")
+    ready_flag = _At("runtime_ready.flag")
+    runtime = _At("runtime")
+    servers = _At("runtime/servers")  # each file of it written by the server that it names,
+    targets = _At("runtime/targets")  # and of this
+    # written by the training job; metrics, summary and below by the trainer in it
+    complete_flag = _At("training_complete.flag")
+    result = _At("result.json")
+    training = _At("training")
+    metrics = _At("training/metrics.jsonl")
+    summary = _At("training/summary.json")
+    checkpoint_request = _At("training/checkpoint.request")
+    checkpoints = _At("training/checkpoints")
+    rollouts = _At("training/rollouts")
+    tensorboard = _At("training/tensorboard")
+    # one file per writer, merged on reading
+    events = _At("events")
+    attempts = _At("attempts")
+    history = _At("history")
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
-        at = self.root.joinpath
-        # written by the launcher
-        self.config = at("config.yaml")
-        self.provenance = at("config.provenance.json")
-        self.manifest = at("run.json")
-        self.code = at("code")
-        self.patch = at("code.patch")
-        self.env_file = at("env.sh")
-        # written by the runtime server (address and key) and by the runtime job (status)
-        self.runtime_url = at("runtime_url.txt")
-        self.runtime_api_key = at("runtime_api_key.txt")
-        self.ready_flag = at("runtime_ready.flag")
-        self.runtime = at("runtime")
-        self.servers = at("runtime", "servers")  # each file of it written by the server that it names,
-        self.targets = at("runtime", "targets")  # and of this
-        # written by the training job; metrics, summary and below by the trainer in it
-        self.complete_flag = at("training_complete.flag")
-        self.result = at("result.json")
-        self.training = at("training")
-        self.metrics = at("training", "metrics.jsonl")
-        self.summary = at("training", "summary.json")
-        self.checkpoint_request = at("training", "checkpoint.request")
-        self.checkpoints = at("training", "checkpoints")
-        self.rollouts = at("training", "rollouts")
-        self.tensorboard = at("training", "tensorboard")
-        # one file per writer, merged on reading
-        self.events = at("events")
-        self.attempts = at("attempts")
-        self.history = at("history")
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.root)!r})"
@@ -254,7 +270,7 @@ class RunDirectory:
 
     def events_of_caller(self, name: str) -> EventLog:
         """A timeline file of this call alone: several people may act on one run at once, from any host."""
-        writer = f"{name}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        writer = f"{name}-{host_name()}-{os.getpid()}-{time.time_ns()}"
         return self.events_of(Role.LAUNCHER, writer)
 
     def timeline(self) -> list[Event]:
@@ -335,7 +351,7 @@ class EventLog:
             role=self.role,
             what=f"{self.role}.{what}",
             attempt=self.attempt,
-            host=socket.gethostname(),
+            host=host_name(),
             data=data,
         )
         append_line(self.path, json.dumps(asdict(event), sort_keys=True, default=str))

@@ -26,8 +26,9 @@ from pathlib import Path
 from orchestrator import runs
 from orchestrator.contract import Env, JobStatus, ReadyFlag, Role, RunDirectory, read_json_lines
 from orchestrator.errors import OrchestrateError
+from orchestrator.identity import start_time
 from orchestrator.peer import runtime_health
-from orchestrator.processes import labels, start_time
+from orchestrator.processes import labels
 from orchestrator.schedulers import JobState, Scheduler
 
 PARTS = {

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def publish_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     The temporary file is born with `mode`, so a secret is never readable, not even for an instant.
     """
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{os.urandom(16).hex()}")
+    beside = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.{os.urandom(16).hex()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -52,6 +51,11 @@ def write_new(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def host_name() -> str:
+    """Name of this machine, as `socket.gethostname` gives it."""
+    return os.uname().nodename
 
 
 def _rename(beside: Path, path: Path, data: bytes) -> None:

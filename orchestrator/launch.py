@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,16 +28,16 @@ from orchestrator.code_store import Store
 from orchestrator.config import Resolved, dump
 from orchestrator.contract import Manifest, Role, RunDirectory
 from orchestrator.dotenv import parse_dotenv
-from orchestrator.durable import write_new
+from orchestrator.durable import host_name, write_new
 from orchestrator.errors import ConfigError
 from orchestrator.frozen import asdict, dataclass, field
+from orchestrator.identity import Process
 from orchestrator.plan import RESERVED, Context, Plan, environment_file, make_plan
-from orchestrator.processes import Process
 from orchestrator.schedulers import Scheduler
 from orchestrator.schema import Config
-from orchestrator.submit import spec_for, submit_all
+from orchestrator.submit import Journal, spec_for, submit_all
 from orchestrator.successor import spec_record
-from orchestrator.surroundings import capture, user_name, versions
+from orchestrator.surroundings import capture, user_name
 
 if TYPE_CHECKING:
     from orchestrator.attach import Attached
@@ -193,13 +191,15 @@ def launch(request: Request, scheduler: Scheduler, asked: snapshot.Asked | None 
         taken = code.result() if code else snapshot.Snapshot()
         if code and not taken.files:  # the runs are around the checkout: it is run from where it is
             plan = _write(request, run, secrets, from_checkout=False)
-        _complete(request, run, plan, taken)
+        journal = _complete(request, run, plan, taken)
     except BaseException:  # an interrupt too: a run that was not launched leaves nothing
         if code:
             code.join()
+        import shutil  # not for a launch that goes well
+
         shutil.rmtree(run.root, ignore_errors=True)  # nobody has heard of it yet
         raise
-    return Launched(run, plan, submit_all(run, plan, scheduler), taken.left_out)
+    return Launched(run, plan, submit_all(run, plan, scheduler, journal), taken.left_out)
 
 
 def _take_code(request: Request, run: RunDirectory, asked: snapshot.Asked | None) -> snapshot.Taking | None:
@@ -217,40 +217,49 @@ def _write(request: Request, run: RunDirectory, secrets: dict[str, str], from_ch
     context = _context(request, run.root, from_checkout)
     plan = make_plan(request.config, context)
     write_new(run.config, dump(request.config).encode(), 0o600)
-    write_new(run.provenance, f"{json.dumps(request.resolved.provenance(), indent=1)}\n".encode())
+    write_new(run.provenance, _lines(request.resolved.provenance()).encode())
     write_new(run.env_file, environment_file(request.config, context, secrets).encode(), 0o600)
     for job in plan.jobs:
         write_new(run.script(job.role), job.script.encode(), 0o755)
     return plan
 
 
-def _complete(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.Snapshot) -> None:
-    """The rest but the submissions; the manifest goes last, for it makes the directory a run."""
+def _lines(about: dict[str, dict[str, str]]) -> str:
+    """As JSON, a line for each."""
+    return "{\n" + ",\n".join(f" {json.dumps(n)}: {json.dumps(v)}" for n, v in about.items()) + "\n}\n"
+
+
+def _complete(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.Snapshot) -> Journal:
+    """The rest but the submissions; the manifest goes last, for it makes the directory a run. Whoever finds
+    a run finds the intent to submit its first job."""
     if taken.patch:
         write_new(run.patch, taken.patch.encode(errors="surrogateescape"), 0o600)
     if request.runtime is not None:
         from orchestrator.attach import publish_runtime
 
         publish_runtime(run, request.runtime)
-    run.publish(run.manifest, _manifest(request, run, plan, taken))
     events = run.events_of(Role.LAUNCHER)
     events.add("created", mode=plan.mode, files=taken.files, left_out=taken.left_out)
+    journal = Journal(run, _manifest(request, run, plan, taken))
+    journal.intend(plan.jobs[0], plan.scheduler)
+    return journal
 
 
 def _manifest(request: Request, run: RunDirectory, plan: Plan, taken: snapshot.Snapshot) -> Manifest:
+    version, environment = capture()
     return Manifest(
         run_id=run.run_id,
         scheduler=plan.scheduler,
         scheduler_args={"runs_dir": str(request.runs_dir)},
         user=user_name(),
-        host=socket.gethostname(),
+        host=host_name(),
         command=masked(request.command),
         config_name=request.resolved.name,
-        version=versions(("orchestrate-rl",)).get("orchestrate-rl", ""),
+        version=version,
         commit=taken.commit,
         dirty=taken.dirty,
         mode=plan.mode,
-        environment=capture(),
+        environment=environment,
         jobs={job.role: spec_record(spec_for(run, job, None)) for job in plan.jobs},
         settings=asdict(plan.settings),
         launcher=asdict(Process.of(os.getpid())),

@@ -18,75 +18,19 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from orchestrator.frozen import dataclass, field
+from orchestrator.identity import PARENT, STATE, start_time, stat_fields
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_STATE, _PARENT, _START = 0, 1, 19  # places in /proc/PID/stat after the name, see proc(5)
 _PLAIN = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD),
 )
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded now: after a fork it would be too late
-
-
-# --- identity ----------------------------------------------------------------------------------------
-
-
-def _stat(pid: int | str) -> list[str]:
-    """Fields of /proc/PID/stat after the command name (which may hold anything); [] for no process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
-
-
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 when it is dead or a zombie."""
-    fields = _stat(pid)
-    return int(fields[_START]) if fields and fields[_STATE] not in "ZX" else 0
-
-
-def _place() -> str:
-    """Names the set of pids that this process sees: the boot of the machine and the pid namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process by pid and start time, so that a reused pid is not taken for it."""
-
-    pid: int
-    start: int
-    host: str = field(default_factory=socket.gethostname)
-    place: str = field(default_factory=_place)
-
-    @classmethod
-    def of(cls, pid: int) -> Process:
-        return cls(pid, start_time(pid))
-
-    def alive(self) -> bool | None:
-        """True, False, or None when it lives where this process cannot look."""
-        if self.place != _place():
-            return False if self.host == socket.gethostname() else None
-        return self.start != 0 and start_time(self.pid) == self.start
-
-    def send(self, number: int) -> bool:
-        """Signal it if it still is the same process. Returns whether it was."""
-        if not self.alive():
-            return False
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
 
 
 # --- before exec -------------------------------------------------------------------------------------
@@ -143,9 +87,9 @@ def descendants(root: int, spare: Collection[int] = (), without: Collection[int]
     children = defaultdict(list)
     dead = set()
     for pid in _pids():
-        if fields := _stat(pid):
-            children[int(fields[_PARENT])].append(pid)
-            if fields[_STATE] in "ZX":
+        if fields := stat_fields(pid):
+            children[int(fields[PARENT])].append(pid)
+            if fields[STATE] in "ZX":
                 dead.add(pid)
     found, ahead = [], [root]
     while ahead:
@@ -219,8 +163,8 @@ def end_all(find: Callable[[], list[int]], grace_s: float, kill_s: float = 10.0)
 
 
 def _parent(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[_PARENT]) if fields else 0
+    fields = stat_fields(pid)
+    return int(fields[PARENT]) if fields else 0
 
 
 def _ancestors() -> Iterator[int]:

@@ -37,7 +37,8 @@ from orchestrator.contract import (
     wait_for,
 )
 from orchestrator.errors import OrchestrateError
-from orchestrator.processes import Process, end_all, labels
+from orchestrator.identity import Process
+from orchestrator.processes import end_all, labels
 from orchestrator.schedulers import (
     OVER,
     QUEUED,

@@ -33,10 +33,10 @@ from orchestrator.config import Entry, Resolved, dump, from_assignments, from_ya
 from orchestrator.contract import CompleteFlag, JobStatus, Manifest, Outcome, Role, RunDirectory
 from orchestrator.durable import fsync_directory, publish_bytes, read_bytes
 from orchestrator.errors import ConfigError, OrchestrateError
+from orchestrator.identity import Process
 from orchestrator.launch import absolute, check_files, masked, passed, secrets_of
 from orchestrator.peer import runtime_health
 from orchestrator.plan import Context, Plan, environment_file, make_plan
-from orchestrator.processes import Process
 from orchestrator.schedulers import OVER, Scheduler
 from orchestrator.schema import Config
 from orchestrator.submit import spec_for, submit_all

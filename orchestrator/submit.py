@@ -17,12 +17,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from threading import Thread
 
 from orchestrator.contract import Manifest, Role, RunDirectory, Submission, WaitTimeout, wait_for
 from orchestrator.errors import LaunchError
 from orchestrator.frozen import asdict, replace
 from orchestrator.plan import Plan, PlannedJob
-from orchestrator.schedulers import OVER, JobSpec, JobState, Scheduler, SchedulerError, SubmissionUnknown
+from orchestrator.schedulers import (
+    OVER,
+    JobInfo,
+    JobSpec,
+    JobState,
+    Scheduler,
+    SchedulerError,
+    SubmissionUnknown,
+)
 
 _WITHDRAWN_S = 20.0
 
@@ -33,16 +42,23 @@ class Journal:
     An entry that the next one follows at once may be kept and published with it.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, manifest: Manifest | None = None) -> None:
+        """`manifest` is new: the first entry that is published publishes it."""
         self.run = run
         self.events = run.events_of(Role.LAUNCHER)
-        manifest = run.read(run.manifest, Manifest)
+        manifest = manifest or run.read(run.manifest, Manifest)
         assert manifest is not None  # this process wrote it and is its only writer
         self._manifest, self._kept = manifest, False
 
     def add(self, job: PlannedJob, state: str, job_id: str = "", scheduler: str = "") -> None:
         self.keep(job, state, job_id, scheduler)
         self.publish()
+
+    def intend(self, job: PlannedJob, scheduler: str) -> None:
+        """Durably say that this job is about to be submitted; once is enough."""
+        last = self._manifest.submissions[-1:]
+        if [(entry["token"], entry["state"]) for entry in last] != [(job.token, "intent")]:
+            self.add(job, "intent", scheduler=scheduler)
 
     def publish(self) -> None:
         """Make durable what was kept."""
@@ -65,14 +81,17 @@ class Journal:
         self.events.add(state, job=job.role, job_id=job_id)
 
 
-def submit_all(run: RunDirectory, plan: Plan, scheduler: Scheduler) -> dict[str, str]:
+def submit_all(
+    run: RunDirectory, plan: Plan, scheduler: Scheduler, journal: Journal | None = None
+) -> dict[str, str]:
     """Submit the jobs of a plan, all or none, with a journal. Raises LaunchError."""
-    journal = Journal(run)
+    journal = journal or Journal(run)
     jobs: dict[str, str] = {}
     try:
         for planned in plan.jobs:
             after = jobs.get(planned.after) if planned.after else None
             jobs[planned.role] = _submit(run, planned, after, scheduler, journal)
+        known = _Known(scheduler, list(jobs.values()))  # it answers while the disk writes
         journal.publish()
     except LaunchError as error:
         left = _withdraw(plan, jobs, scheduler, journal)
@@ -80,7 +99,7 @@ def submit_all(run: RunDirectory, plan: Plan, scheduler: Scheduler) -> dict[str,
     except BaseException:  # Ctrl-C too: half a run must not stay with the scheduler
         _withdraw(plan, jobs, scheduler, journal)
         raise
-    _confirm(plan, jobs, scheduler, journal)
+    _confirm(plan, jobs, known.answer(), journal, scheduler.name)
     return jobs
 
 
@@ -113,7 +132,7 @@ def _all_over(ids: Sequence[str], scheduler: Scheduler) -> bool | None:
 def _submit(
     run: RunDirectory, job: PlannedJob, after: str | None, scheduler: Scheduler, journal: Journal
 ) -> str:
-    journal.add(job, "intent", scheduler=scheduler.name)
+    journal.intend(job, scheduler.name)
     try:
         job_id = _ask_to_submit(scheduler, spec_for(run, job, after))
     except SubmissionUnknown as error:  # the journal stays at the intent: readers look for the token
@@ -160,15 +179,30 @@ def spec_for(run: RunDirectory, job: PlannedJob, after: str | None) -> JobSpec:
     )
 
 
-def _confirm(plan: Plan, jobs: dict[str, str], scheduler: Scheduler, journal: Journal) -> None:
-    """Ask once whether the scheduler knows the jobs; silence confirms nothing and spoils nothing."""
-    try:
-        known = scheduler.query(list(jobs.values()))
-    except SchedulerError:
-        return
+class _Known(Thread):
+    """One question, whether the scheduler knows the jobs, on its way; silence spoils nothing."""
+
+    def __init__(self, scheduler: Scheduler, job_ids: Sequence[str]) -> None:
+        super().__init__(name="confirm", daemon=True)  # an interrupt need not wait for it
+        self._scheduler, self._job_ids = scheduler, job_ids
+        self._found: dict[str, JobInfo] = {}
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(SchedulerError):
+            self._found = self._scheduler.query(self._job_ids)
+
+    def answer(self) -> dict[str, JobInfo]:
+        self.join()
+        return self._found
+
+
+def _confirm(
+    plan: Plan, jobs: dict[str, str], known: dict[str, JobInfo], journal: Journal, scheduler: str
+) -> None:
     for job in plan.jobs:
         job_id = jobs[job.role]
         info = known.get(job_id)
         if info is not None and info.state not in (JobState.UNKNOWN, JobState.GONE):
-            journal.keep(job, "confirmed", job_id, scheduler.name)
+            journal.keep(job, "confirmed", job_id, scheduler)
     journal.publish()

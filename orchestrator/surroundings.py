@@ -30,9 +30,13 @@ def user_name() -> str:
     return str(os.getuid())
 
 
-def capture() -> dict[str, str]:
-    """Python, machine, and the versions of installed packages."""
-    return {"python": sys.version.split()[0], "platform": _machine()} | versions(NAMES)
+OURS = "orchestrate-rl"
+
+
+def capture() -> tuple[str, dict[str, str]]:
+    """Our own version, "" where we are not installed; Python, machine, and the versions of NAMES."""
+    found = versions((OURS, *NAMES))
+    return found.pop(OURS, ""), {"python": sys.version.split()[0], "platform": _machine()} | found
 
 
 def _machine() -> str:
@@ -49,9 +53,10 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in sys.path:
         for entry in _entries(folder):
-            stem, _, kind = entry.rpartition(".")
-            name, _, rest = stem.partition("-")
-            if kind in ("dist-info", "egg-info") and (known := wanted.get(_normal(name))) and rest:
+            if not entry.endswith(("dist-info", "egg-info")):
+                continue
+            name, _, rest = entry.rpartition(".")[0].partition("-")
+            if (known := wanted.get(_normal(name))) and rest:
                 found.setdefault(known, rest.partition("-")[0])
     return found
 

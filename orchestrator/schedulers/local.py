@@ -28,7 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.durable import fsync_directory, read_bytes
-from orchestrator.processes import Process, is_above
+from orchestrator.identity import Process
+from orchestrator.processes import is_above
 from orchestrator.records import Env
 from orchestrator.schedulers import (
     OVER,

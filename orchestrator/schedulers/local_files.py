@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.durable import publish_bytes, read_bytes
-from orchestrator.processes import Process
+from orchestrator.identity import Process
 from orchestrator.records import Record
 from orchestrator.schedulers import QUEUED, JobSpec, JobState
 

@@ -31,7 +31,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.processes import Process, become_subreaper, descendants, end_descendants, signal_all
+from orchestrator.identity import Process
+from orchestrator.processes import become_subreaper, descendants, end_descendants, signal_all
 from orchestrator.records import Env
 from orchestrator.schedulers import JobState
 from orchestrator.schedulers.local_files import JobFiles, JobRecord, read_request, start_supervisor

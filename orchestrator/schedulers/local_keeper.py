@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.identity import Process
 from orchestrator.processes import (
-    Process,
     become_subreaper,
     descendants,
     end_descendants,

@@ -32,7 +32,8 @@ from orchestrator.contract import (
     Submission,
     wait_for,
 )
-from orchestrator.processes import Process, descendants, labelled
+from orchestrator.identity import Process
+from orchestrator.processes import descendants, labelled
 from orchestrator.schedulers import OVER, JobInfo, JobSpec, JobState
 from orchestrator.schedulers.local import LocalScheduler
 from orchestrator.schedulers.local_files import JobFiles, JobRecord

@@ -17,7 +17,7 @@ from memory_scheduler import MemoryScheduler
 from rich.console import Console
 
 from orchestrator import cli_launched, follow, runs, view
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.contract import JobStatus, ReadyFlag, RunDirectory
 from orchestrator.contract import Result as RunResult
 from orchestrator.launch import Launched, Request, launch

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from memory_scheduler import MemoryScheduler
 
 from orchestrator import checks_files, checks_node, checks_site, doctor, probe
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.config import load
 from orchestrator.launch import absolute
 from orchestrator.probe import Folder

@@ -14,7 +14,7 @@ from jobkit import Pair, until
 from memory_scheduler import MemoryScheduler
 
 from orchestrator import drill
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.contract import Role
 from orchestrator.drill import CannotDrill, Target, Watch, find, is_first_of_namespace
 from orchestrator.launch import Request, launch

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli import plain_launch
+from orchestrator.cli_commands import cli
+
 ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = {"torch", "vllm", "transformers", "fastapi", "pydantic", "rich", "httpx", "yaml", "numpy"}
@@ -32,7 +35,7 @@ def test_help_takes_less_than_150_ms_of_cpu() -> None:
 @pytest.mark.parametrize("command", [[], ["launch"], ["status"], ["logs"], ["config", "show"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
-        "import sys\nfrom orchestrator.cli import cli\n"
+        "import sys\nfrom orchestrator.cli_commands import cli\n"
         f"try: cli({[*command, '--help']!r})\nexcept SystemExit: pass\n"
         "print(*{m.partition('.')[0] for m in sys.modules}, file=sys.stderr)"
     )
@@ -59,22 +62,75 @@ def test_an_installed_wheel_finds_its_data(tmp_path: Path) -> None:
 
 
 SLOW = HEAVY - {"yaml"} | {
-    "importlib.metadata",
-    "concurrent",
-    "logging",
-    "platform",
-    "uuid",
-    "secrets",
-    "ast",
+    *("click", "dataclasses", "inspect", "ast", "importlib.metadata", "concurrent", "logging", "platform"),
+    *("uuid", "secrets", "random", "socket", "shutil", "ctypes", "tempfile", "hashlib", "asyncio"),
 }
-"""What a launch has no need of; click itself loads uuid and, with inspect, ast."""
+"""What a launch has no need of."""
 
 
 def test_a_launch_loads_nothing_that_it_does_not_need() -> None:
-    code = "import sys, click; known = set(sys.modules)\nfrom orchestrator import cli, cli_launch\n"
+    code = "import sys; known = set(sys.modules)\nfrom orchestrator import cli, cli_launch\n"
     code += "from orchestrator.schedulers import slurm\nprint(*set(sys.modules) - known)"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
     loaded = set(done.stdout.split())
     assert SLOW & (loaded | {name.partition(".")[0] for name in loaded}) == set()
+
+
+# --- the short way of a plain launch -----------------------------------------------------------------
+
+
+def by_click(argv: list[str]) -> dict[str, object]:
+    with cli.commands["launch"].make_context("launch", argv) as context:
+        return context.params
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-c", "dev"],
+        ["--config", "dev", "--json"],
+        ["a.b=1", "--json", "-c", "../x.yaml", "c.d=[1, 2]", "", "e=-1"],
+        ["-c", "dev", "-c", "local", "--json", "--json"],
+        ["-c", "dev", "odd"],
+    ],
+)
+def test_a_plain_launch_is_read_as_click_reads_it(words: list[str]) -> None:
+    assert plain_launch(["launch", *words]) == by_click(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["status"], ["launch"], ["launch", "-h"], ["launch", "--help", "-c", "dev"], ["launch", "-c"]),
+        *(["launch", "--config=dev"], ["launch", "-cdev"], ["launch", "-c", "--json"], ["launch", "a=1"]),
+        *(["launch", "-c", "dev", word] for word in ("-n", "--dry-run", "-f", "--", "-", "--runtime-only")),
+        ["--version", "launch", "-c", "dev"],
+    ],
+)
+def test_whatever_is_not_that_plain_is_left_to_click(words: list[str]) -> None:
+    assert plain_launch(words) is None
+
+
+def orchestrate(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [["-c", "nothing-like-it"], ["-c", "local", "no.such.key=1"]])
+def test_both_ways_fail_alike(words: list[str]) -> None:
+    short, long = orchestrate("launch", *words), orchestrate("launch", *words, "--")
+    assert (short.returncode, short.stdout, short.stderr) == (long.returncode, long.stdout, long.stderr)
+    assert short.returncode == 2 and short.stderr.startswith("error: ")
+
+
+def test_a_shell_that_asks_for_words_gets_no_launch() -> None:
+    asked = orchestrate("launch", "-c", "dev", "--json", _ORCHESTRATE_COMPLETE="bash_source")
+    assert asked.returncode == 0 and "_ORCHESTRATE_COMPLETE=bash_complete" in asked.stdout

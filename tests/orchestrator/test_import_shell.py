@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.config import find_key, load
 from orchestrator.import_shell import TARGETS, as_yaml, convert, parse
 

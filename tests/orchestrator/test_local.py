@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from jobkit import REPOSITORY, Bench, until
 
-from orchestrator.processes import Process, start_time
+from orchestrator.identity import Process, start_time
 from orchestrator.schedulers import JobState, SchedulerError, open_scheduler
 from orchestrator.schedulers.local_files import JobFiles
 

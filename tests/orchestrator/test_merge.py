@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from memory_scheduler import MemoryScheduler
 
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.contract import Role, RunDirectory
 from orchestrator.launch import Request, launch
 from orchestrator.merge import Merger, attempt_at, past, time_of

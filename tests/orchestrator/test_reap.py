@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from jobkit import Pair, training_up, until
 
 from orchestrator import reap
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.contract import (
     CompleteFlag,
     Env,

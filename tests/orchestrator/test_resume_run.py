@@ -28,8 +28,8 @@ from orchestrator.contract import (
     Superseded,
 )
 from orchestrator.errors import OrchestrateError
+from orchestrator.identity import Process
 from orchestrator.launch import Request, launch
-from orchestrator.processes import Process
 from orchestrator.resume import CannotResume, may_change, prepare
 from orchestrator.runs import list_runs
 from orchestrator.schedulers import JobState

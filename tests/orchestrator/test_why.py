@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from jobkit import Pair, each, training_up
 from memory_scheduler import MemoryScheduler
 
-from orchestrator.cli import cli
+from orchestrator.cli_commands import cli
 from orchestrator.contract import JobStatus, Outcome, Role, RunDirectory
 from orchestrator.launch import Request, launch
 from orchestrator.schedulers import JobInfo, JobState, SchedulerError
