@@ -20,7 +20,6 @@ import torch
 
 from orchestrator.contract import EventLog, RunDirectory
 from orchestrator.schema import Config
-from trainer.agent import Shell, Tokenizer
 from trainer.checkpoint import (
     Checkpoints,
     changed_keys,
@@ -32,8 +31,10 @@ from trainer.data import Sampler, steps_in
 from trainer.engines import open_engine
 from trainer.environments import Environment, open_environment
 from trainer.errors import CheckpointError
+from trainer.formats import Tokenizer, open_format
 from trainer.interrupt import Interrupt
 from trainer.learner import Learner, needs_critic, needs_reference
+from trainer.loggers import open_loggers
 from trainer.metrics import Metrics
 from trainer.model import (
     ByteTokenizer,
@@ -67,6 +68,7 @@ def assemble(
     tasks = load_tasks(config.data.train, run.training)
     store = Checkpoints(Path(wanted.checkpoint_dir or run.checkpoints), wanted.keep_checkpoints)
     tokenizer, origin = find_origin(config, store)
+    form = open_format(config, tokenizer, origin)  # refuses a template before anything heavy is loaded
     policy = load_policy(origin, device)
     reference = freeze(load_policy(origin, device)) if needs_reference(config.algorithm) else None
     critic = make_critic(policy) if needs_critic(config.algorithm) else None
@@ -75,7 +77,7 @@ def assemble(
     sampler = Sampler(len(tasks), config.run.seed, config.data.shuffle)
     step = resume(config, store, learner, sampler, events)
     engine = open_engine(config.rollout.engine, policy, origin, config)
-    world, form = world or open_environment("sandbox", config, run), Shell(tokenizer)
+    world = world or open_environment("sandbox", config, run)
     return Training(
         config=config,
         learner=learner,
@@ -85,10 +87,10 @@ def assemble(
         tasks=tasks,
         sampler=sampler,
         store=store,
-        metrics=Metrics(run.metrics, run.tensorboard, step),
+        metrics=Metrics(run.metrics, run.tensorboard, step, open_loggers(wanted.loggers, run, config)),
         events=events,
         rollout_dir=Path(wanted.rollout_dir or run.rollouts),
-        probe_prompt=form.prompt(tasks[0].prompt),
+        probe_prompt=form.prompt(tasks[0].messages or tasks[0].prompt),
         steps=wanted.total_steps
         or steps_in(len(tasks), config.rollout.prompts_per_step, wanted.total_epochs),
         step=step,

@@ -4,6 +4,7 @@
     ├── TaskError           a task file that is missing, empty or malformed
     ├── ModelError          the policy is missing, or of a kind that cannot be trained here
     ├── CheckpointError     a checkpoint that cannot be written, read, or does not fit this run
+    ├── Missing             a package that was asked for is not installed
     ├── Collapsed           an alarm says that going on would burn time for nothing
     ├── EngineError         the rollout engine refused a request
     │   ├── EngineDied      it is gone: every waiter gets this, and the run must stop
@@ -36,6 +37,10 @@ class ModelError(TrainerError):
 
 class CheckpointError(TrainerError):
     """A checkpoint cannot be written or read, or belongs to another run."""
+
+
+class Missing(TrainerError):
+    """A package that was asked for is not installed."""
 
 
 class Collapsed(TrainerError):

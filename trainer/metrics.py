@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.durable import append_line, publish_bytes, read_json_lines
+from trainer.loggers import Logger
 
 Row = dict[str, float]
 Logged = dict[str, Any]
@@ -65,9 +66,11 @@ JUMP_STEPS, JUMP_AFTER = 20, 5
 class Metrics:
     """The rows of one run. `rows` are those of all steps before the present one, oldest first."""
 
-    def __init__(self, path: Path, tensorboard: Path | None = None, start: int = 0) -> None:
+    def __init__(
+        self, path: Path, tensorboard: Path | None = None, start: int = 0, loggers: Sequence[Logger] = ()
+    ) -> None:
         """Go on at step `start`: later rows, of steps that are about to be done again, are removed."""
-        self.path = path
+        self.path, self._loggers = path, loggers
         self.rows: list[Logged] = [row for row in read_json_lines(path) if _step(row) < start]
         path.parent.mkdir(parents=True, exist_ok=True)
         publish_bytes(path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
@@ -81,8 +84,12 @@ class Metrics:
         for name, value in row.items():
             if self._board is not None and name != "step":
                 self._board.add_scalar(name, value, int(row["step"]))
+        for logger in self._loggers:
+            logger.log({name: value for name, value in row.items() if math.isfinite(value)}, int(row["step"]))
 
     def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
         if self._board is not None:
             self._board.close()
 

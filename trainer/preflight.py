@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator import plan_algorithm
 from orchestrator.schema import Config
+from trainer import loggers
 
 BUILTIN = "builtin:"
 TINY = "builtin:tiny"
@@ -22,6 +23,7 @@ TINY = "builtin:tiny"
 def problems(config: Config) -> list[str]:
     """What makes this run impossible here, one line each with its remedy. Imports nothing heavy."""
     found = [*_scale(config), *_inputs(config), *plan_algorithm.contradictions(config)]
+    found += loggers.missing(config.trainer.loggers)
     packages = ["torch", "transformers", "safetensors", "pyarrow", "tensorboard"]
     packages += ["vllm"] if config.rollout.engine == "vllm" else []
     if missing := [name for name in packages if find_spec(name) is None]:

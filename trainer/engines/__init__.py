@@ -69,8 +69,9 @@ class Sample:
 class Engine(Protocol):
     """A rollout engine over a live module. Any number of coroutines may call `generate` at once."""
 
-    version: int
-    """Version of the weights it samples from: what the last `load` was given."""
+    @property
+    def version(self) -> int:
+        """Of the weights it samples from: what the last `load` was given."""
 
     async def generate(self, ids: list[int], sampling: Sampling) -> Sample:
         """Continue `ids`. Raises EngineError when they do not fit, EngineDied when the engine is gone."""
@@ -91,6 +92,14 @@ def open_engine(kind: str, model: nn.Module, directory: Path, config: Config) ->
     `directory` holds the same model as saved by `save_pretrained` (vLLM reads its configuration and
     first weights there; the torch engine ignores it). Raises EngineError on an unknown kind.
     """
+    if config.rollout.asynchronous and config.rollout.update_in_flight == "pause":
+        from trainer.engines.pausing import Pausing
+
+        return Pausing(_opened(kind, model, directory, config))
+    return _opened(kind, model, directory, config)
+
+
+def _opened(kind: str, model: nn.Module, directory: Path, config: Config) -> Engine:
     if kind == "torch":
         from trainer.engines.torch_engine import TorchEngine
 
