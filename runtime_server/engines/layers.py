@@ -115,15 +115,34 @@ MOUNTED = ("proc", "sys", "dev", "etc", "run", "tmp", "var/tmp", IO)
 MOUNTED_FILES = (AGENT, "etc/hosts", "etc/hostname", "etc/resolv.conf", "run/.containerenv")
 
 
+class Links:
+    """Short names of layers, the same for all helpers: the options of one mount have room for 4096 bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[str, str] = {}
+        self._numbers = itertools.count()
+        for link in folder.iterdir():  # an earlier server's
+            link.unlink()
+
+    def name(self, path: str) -> str:
+        if path not in self._names:
+            name = format(next(self._numbers), "x")
+            (self._folder / name).symlink_to(path)
+            self._names[path] = name
+        return self._names[path]
+
+    def drop(self, path: str) -> None:
+        if (name := self._names.pop(path, None)) is not None:
+            (self._folder / name).unlink(missing_ok=True)
+
+
 class Layers:
     """See the module's docstring. All paths are inside the server's own `State`."""
 
-    _numbers = itertools.count()  # of all: those that retire still use their names
-
-    def __init__(self, state: State, service: int) -> None:
-        self.state = state
+    def __init__(self, state: State, service: int, links: Links | None = None) -> None:
+        self.state, self.links = state, links or Links(state.links)
         self._fast, self._slow = Helper(service, state.here), Helper(service, state.here)
-        self._names: dict[str, str] = {}
         self._options = ",userxattr" if os.getuid() else ""
 
     async def start(self, volatile: bool) -> None:
@@ -144,10 +163,8 @@ class Layers:
         await asyncio.gather(self._fast.stop(), self._slow.stop())
 
     async def retire(self) -> None:
-        """Others are asked from now on. Short names matter to nobody once the mounts are made."""
+        """Others are asked from now on."""
         await asyncio.gather(self._fast.retire(), self._slow.retire())
-        for name in self._names.values():
-            (self.state.links / name).unlink(missing_ok=True)
 
     async def dress(self, pid: int, name: str, lowers: Sequence[str], workdir: str) -> Path:
         """Give the container of this first process its root; returns its writable layer's folder."""
@@ -160,7 +177,7 @@ class Layers:
                 do="dress",
                 pid=pid,
                 links=str(self.state.links),
-                lowers=[self._short(path) for path in lowers],
+                lowers=[self.links.name(path) for path in lowers],
                 upper=str(folder / "u"),
                 work=str(folder / "w"),
                 options=self._options,
@@ -180,8 +197,7 @@ class Layers:
 
     async def remove(self, folder: Path) -> None:
         """A writable or a frozen layer. Internal when it is still there."""
-        if (name := self._names.pop(str(folder), None)) is not None:
-            (self.state.links / name).unlink(missing_ok=True)
+        self.links.drop(str(folder))
         if (await self._slow.ask(COPY_S, do="remove", path=str(folder))).get("left"):
             raise Internal(f"{folder} could not be removed")
 
@@ -192,16 +208,6 @@ class Layers:
         if said["errno"] in (errno.ENOSPC, errno.EDQUOT):
             raise Full(f"no room left on this node's disk: {said['error']}", errno=said["errno"])
         raise Internal(str(said["error"]), Code.CREATE_FAILED)
-
-    def _short(self, path: str) -> str:
-        """A link of few characters: the options of one mount have room for 4096."""
-        if path not in self._names:
-            name = format(next(self._numbers), "x")
-            link = self.state.links / name
-            link.unlink(missing_ok=True)
-            link.symlink_to(path)
-            self._names[path] = name
-        return self._names[path]
 
 
 def _labelled() -> bool:

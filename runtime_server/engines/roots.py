@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 from runtime_server.engines import namespace
-from runtime_server.engines.layers import Layers
+from runtime_server.engines.layers import Layers, Links
 from runtime_server.engines.state import State
 from runtime_server.errors import Internal, SandboxError
 from runtime_server.wire import Code
@@ -31,6 +31,7 @@ class Roots:
     def __init__(self) -> None:
         self.needed = False
         self._where: tuple[State, int] | None = None
+        self._links: Links | None = None
         self._now: Layers | None = None
         self._starting = asyncio.Lock()
         self._retiring: dict[asyncio.Task[None], Layers] = {}
@@ -49,7 +50,7 @@ class Roots:
         left = [*self._retiring.values(), *([self._now] if self._now else [])]
         for task in [*self._retiring]:
             task.cancel()
-        self._now, self._where, self.needed = None, None, False
+        self._now, self._where, self._links, self.needed = None, None, None, False
         for layers in left:
             await layers.stop()
 
@@ -81,7 +82,8 @@ class Roots:
         if self._where is None:
             return None
         state, service = self._where
-        layers = Layers(state, service)
+        self._links = self._links or Links(state.links)
+        layers = Layers(state, service, self._links)
         volatile = namespace.overlay_works(state.layers, ",volatile")
         try:
             await layers.start(volatile)

@@ -92,6 +92,8 @@ class Service:
     async def start(self) -> None:
         """Write the settings, start the service, wait until it answers. Raises EngineError."""
         self._configure()
+        for half in self.state.graphroot.glob("overlay-*/.tmp-*"):  # of one that was killed while it wrote
+            half.unlink(missing_ok=True)
         self.state.socket.unlink(missing_ok=True)
         self._spawn()
         deadline = time.monotonic() + START_S

@@ -179,13 +179,16 @@ async def test_a_layer_goes_with_its_container_whose_dressing_failed(boxes: Sand
 @pytest.mark.container
 async def test_creates_and_forks_go_on_while_podmans_service_is_started_again(boxes: Sandboxes) -> None:
     engine, box = engine_of(boxes), await boxes.create(wire.CreateSandbox())
-    before = await engine._roots.helpers()
+    before, links = await engine._roots.helpers(), {path.readlink() for path in engine.state.links.iterdir()}
     freezing = asyncio.create_task(boxes.snapshots.take(boxes.get(box.id), None, {}))
     await asyncio.sleep(0)
     for pid in processes.services(engine.state.token):
         processes.send(pid)
         processes.gone(pid, 10)
+    half = engine.state.graphroot / "overlay-layers" / ".tmp-layers.json1"
+    half.write_text("{")
     assert await engine._revive()
+    assert not half.exists()
     assert (await engine._roots.helpers()) is not before
     snapshot = await freezing
     fork = await boxes.create(wire.CreateSandbox(snapshot=snapshot.id))
@@ -193,6 +196,7 @@ async def test_creates_and_forks_go_on_while_podmans_service_is_started_again(bo
         await boxes.delete(one.id)
     await boxes.ledger.snapshot_over(snapshot)
     await idle(engine)
+    assert links == {path.readlink() for path in engine.state.links.iterdir()}
 
 
 @pytest.mark.container
