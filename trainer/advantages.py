@@ -167,7 +167,7 @@ def group_stats(scores: Tensor, groups: Tensor) -> dict[str, float]:
     return {
         "groups/count": float(len(numbered(groups)[1])),
         "groups/alone": float((~several).sum()),
-        "groups/zero_variance": uniform,
+        "groups/flat": uniform,
     }
 
 

@@ -16,9 +16,7 @@ What it does not do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -80,9 +78,3 @@ def correction(old: Tensor, rollout: Tensor, mask: Tensor, wanted: Correction) -
     if wanted.mask != "none":
         weight = weight * band(levelled(old, rollout, mask, wanted.mask), wanted.low, wanted.high)
     return weight
-
-
-def jumped(now: float, before: Sequence[float], factor: float = 10.0, least: float = 0.01) -> bool:
-    """Whether the mismatch left what it was used to: more than `factor` times the median of `before`, and
-    more than `least` nats, below which it is noise of number formats. A constant offset is no jump."""
-    return bool(before) and now > max(least, factor * median(before))

@@ -44,7 +44,6 @@ from trainer.corrections import (
     band,
     correction,
     importance_weight,
-    jumped,
     levelled,
     row_ratio,
 )
@@ -86,7 +85,6 @@ __all__ = [
     "group_stats",
     "grpo",
     "importance_weight",
-    "jumped",
     "kl_k1",
     "kl_k2",
     "kl_k3",

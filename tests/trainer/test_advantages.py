@@ -161,8 +161,8 @@ def test_a_rank_without_any_row_takes_part() -> None:
 def test_groups_that_teach_nothing_are_counted() -> None:
     scores = torch.tensor([1.0, 1, 1, 1, 1, 0, 1, 0.5])
     found = ppo.group_stats(scores, groups(0, 0, 0, 0, 1, 1, 2, 3))
-    assert found == {"groups/count": 4.0, "groups/alone": 2.0, "groups/zero_variance": 0.5}
-    assert ppo.group_stats(scores[:0], groups())["groups/zero_variance"] == 0.0
+    assert found == {"groups/count": 4.0, "groups/alone": 2.0, "groups/flat": 0.5}
+    assert ppo.group_stats(scores[:0], groups())["groups/flat"] == 0.0
 
 
 def test_rows_whose_group_lies_on_another_rank_are_not_alone() -> None:

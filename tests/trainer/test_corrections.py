@@ -82,11 +82,3 @@ def test_every_combination_against_numpy(level: str, masked: str) -> None:
     for i, t in zip(*np.nonzero(mask), strict=True):
         kept = masked == "none" or 0.4 <= at(masked, i, t) <= 2.5
         close(found[i, t], min(at(level, i, t), 1.5) * kept, 1e-9)
-
-
-def test_a_jump_is_told_from_an_offset_that_was_always_there() -> None:
-    steady = [0.015] * 8
-    assert ppo.jumped(0.201, steady)  # what stale weights looked like, in a run that had .015 before
-    assert not ppo.jumped(0.03, steady)
-    assert not ppo.jumped(0.005, [1e-7] * 8)  # ten times nothing is nothing
-    assert not ppo.jumped(0.5, [])  # there is nothing to compare it with

@@ -137,7 +137,7 @@ def test_without_a_critic_there_is_no_step_in_which_the_policy_waits() -> None:
 def test_groups_without_variance_are_told_and_teach_nothing() -> None:
     batch = Batch.of(mixed())
     _, row = step(configured(estimator="grpo"), batch)
-    assert row["groups/zero_variance"] == pytest.approx(1 / 3) and row["groups/count"] == 3
+    assert row["groups/flat"] == pytest.approx(1 / 3) and row["groups/count"] == 3
     assert not batch.advantages[batch.groups == 2].any() and batch.advantages[batch.groups == 0].any()
 
 
