@@ -31,35 +31,25 @@ STATUS = 9
 class LocalShell:
     """One shell; `alive` until it exits or is killed. One command at a time."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, output: IO[bytes], status: asyncio.StreamReader
-    ) -> None:
-        self._process, self._output, self._status = process, output, status
+    def __init__(self, process: asyncio.subprocess.Process, output: IO[bytes]) -> None:
+        self._process, self._output = process, output
         self._at = 0
 
     @classmethod
     async def start(cls, prefix: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Self:
         """`prefix` is what starts the shell (as another user, say). Raises OSError."""
         output = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - lives as long as the shell
-        ours, theirs = os.pipe()
+        shell = shutil.which("bash") or "/bin/sh"
         try:
-            shell = shutil.which("bash") or "/bin/sh"
             process = await asyncio.create_subprocess_exec(
-                *prefix, "/bin/sh", "-c", f'exec {STATUS}>&"$1" && exec "$2"', "sh", str(theirs), shell,
-                cwd=folder, env=dict(environment), pass_fds=(theirs,), start_new_session=True,
-                stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
+                *prefix, "/bin/sh", "-c", f'exec {STATUS}>&1 1>&2 && exec "$1"', "sh", shell,
+                cwd=folder, env=dict(environment), start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=output,
             )  # fmt: skip
         except BaseException:
-            os.close(ours)
             output.close()
             raise
-        finally:
-            os.close(theirs)
-        status = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(status), os.fdopen(ours, "rb")
-        )
-        return cls(process, output, status)
+        return cls(process, output)
 
     @property
     def alive(self) -> bool:
@@ -67,8 +57,8 @@ class LocalShell:
 
     async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
         """Run one command. Exit code 124 and no shell any more when it is out of time."""
-        stdin = self._process.stdin
-        assert stdin is not None, "started with a pipe"
+        stdin, status = self._process.stdin, self._process.stdout
+        assert stdin is not None and status is not None, "started with pipes"
         line = f"eval {shlex.quote(command)} </dev/null {STATUS}>&-\necho $? >&{STATUS}\n"
         code, timed_out = -1, False
         try:
@@ -76,8 +66,8 @@ class LocalShell:
                 with contextlib.suppress(ConnectionError):
                     stdin.write(line.encode())
                     await stdin.drain()
-                said = await self._status.readline()
-                code = int(said) if said.strip() else await self._ended()
+                said = await status.readline()
+                code = _code(said) if said else await self._ended()
         except TimeoutError:
             code, timed_out = 124, True
         if timed_out or code < 0 or self._process.returncode is not None:
@@ -106,6 +96,11 @@ class LocalShell:
         """What was written since the last command, head and tail, and how much is left out between them."""
         start, self._at = self._at, os.fstat(self._output.fileno()).st_size
         return kept(self._output.fileno(), start, self._at, most)
+
+
+def _code(said: bytes) -> int:
+    """What the shell said; -1 when somebody else wrote there, and nothing it says can be trusted any more."""
+    return int(said) if said.strip().isdigit() else -1
 
 
 def kept(descriptor: int, start: int, end: int, most: int) -> tuple[bytes, int]:
