@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import marshal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -45,22 +46,41 @@ class _Answer:
 
     asked: bytes  # a digest of the whole request
     messages: list[Message] = field(default_factory=list)
-    size: int = 0
     streamed: bool = False
     told: asyncio.Event = field(default_factory=asyncio.Event)  # it is over, or streamed
-    over: float = 0.0
 
     @property
     def good(self) -> bool:
         return bool(self.messages) and 200 <= self.messages[0]["status"] < 300
 
-    def keep(self, message: Message) -> None:
-        self.messages.append(message)
-        self.size += len(message.get("body", b""))
-
     async def say(self, send: Send) -> None:
         for message in self.messages:
             await send(message)
+
+    def kept(self) -> _Kept:
+        start, *rest = self.messages
+        body = b"".join(message.get("body", b"") for message in rest)
+        said = marshal.dumps((start["status"], [(*pair,) for pair in start["headers"]], body))
+        return _Kept(self.asked, said, self.streamed, time.monotonic())
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class _Kept:
+    """The same, once it is over: thousands are kept, so each is two strings of bytes."""
+
+    asked: bytes
+    said: bytes
+    streamed: bool
+    over: float
+
+    @property
+    def size(self) -> int:
+        return len(self.said)
+
+    async def say(self, send: Send) -> None:
+        status, headers, body = marshal.loads(self.said)  # noqa: S302 - of our own making
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 class Idempotency:
@@ -69,7 +89,7 @@ class Idempotency:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._running: dict[bytes, _Answer] = {}
-        self._kept: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +113,7 @@ class Idempotency:
         if body is None:
             return
         asked, key = _digest(scope, body), f"{scope['method']} {scope['path']} ".encode() + key
-        answer = self._running.get(key) or self._kept.get(key)
+        answer: _Answer | _Kept | None = self._running.get(key) or self._kept.get(key)
         if answer is None:
             await self._first(key, _Answer(asked), scope, body, send)
         elif answer.asked != asked:
@@ -108,7 +128,7 @@ class Idempotency:
             if message["type"] == "http.response.start":
                 answer.streamed = _is_stream(message)
             if not answer.streamed or not answer.messages:
-                answer.keep(message)
+                answer.messages.append(message)
             if answer.streamed:
                 answer.told.set()
                 await send(message)
@@ -122,11 +142,10 @@ class Idempotency:
 
     def _settle(self, key: bytes, answer: _Answer) -> None:
         del self._running[key]
-        answer.over = time.monotonic()
         answer.told.set()
         if answer.good:
-            self._kept[key] = answer
-            self._bytes += answer.size
+            self._kept[key] = kept = answer.kept()
+            self._bytes += kept.size
         self._forget()
 
     def _forget(self) -> None:
@@ -140,13 +159,14 @@ class Idempotency:
             self._bytes -= oldest.size
 
 
-async def _repeat(answer: _Answer, send: Send) -> None:
-    await answer.told.wait()
+async def _repeat(answer: _Answer | _Kept, send: Send) -> None:
+    if isinstance(answer, _Answer):
+        await answer.told.wait()
     if answer.streamed:
         raise Conflict(
             "this call was made before, and its answer is a stream: go on with GET …/output", Code.STREAMED
         )
-    if not answer.messages:
+    if isinstance(answer, _Answer) and not answer.messages:
         raise Unavailable("the first call with this key was broken off: repeat it", Code.SERVER_DRAINING)
     await answer.say(send)
 

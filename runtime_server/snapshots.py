@@ -168,6 +168,7 @@ class Snapshots:
     async def _let_go(self, one: Snapshot) -> None:
         if not one.deleted or self._users[one.id] or self._all.pop(one.id, None) is None:
             return
+        del self._users[one.id], self._boxes[one.id]
         await self.engine.discard(one.path)
         if (parent := self._all.get(one.parent)) is not None:
             self._users[parent.id] -= 1
