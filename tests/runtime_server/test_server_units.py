@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime_server.__main__ import arguments, curl_line, settings
+from runtime_server.__main__ import arguments
 from runtime_server.engines import EngineError, Recipe, processes
 from runtime_server.engines.filesystems import filesystem
 from runtime_server.engines.ownership import Owner
@@ -19,6 +19,7 @@ from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
 from runtime_server.engines.spec import Node, create_body
 from runtime_server.engines.state import State, leftovers, sweep
 from runtime_server.publish import address
+from runtime_server.serving import curl_line, settings
 
 
 def test_state_is_private_and_goes_as_a_whole(tmp_path: Path) -> None:
@@ -78,6 +79,19 @@ def test_the_directory_of_a_probe_that_was_killed_is_swept() -> None:
     assert folder in leftovers()
     sweep()
     assert not folder.exists()
+
+
+def test_sweeping_imports_neither_framework_nor_engines() -> None:
+    """Each runtime job sweeps twice; loading the server for it took two thirds of a CPU second each time."""
+    code = (
+        "import sys\nfrom runtime_server.__main__ import main\n"
+        "assert main(['--sweep']) == 0\nprint(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    heavy = {"fastapi", "starlette", "uvicorn", "uvloop", "podman", "requests", "httpx", "pydantic", "yaml"}
+    assert heavy & {name.partition(".")[0] for name in done.stderr.split()} == set()
 
 
 def test_a_long_state_directory_is_refused() -> None:
