@@ -144,7 +144,8 @@ def checkpoint_wanted(run: RunDirectory, config: Config, start: float) -> bool:
 
 def set_environment(run: RunDirectory, config: Config) -> None:
     """Variables that torch and vLLM read when they are imported; what is set already stays."""
-    threads = str(config.trainer.threads or config.training.cpus)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = str(config.trainer.threads or max(1, config.training.cpus // processes))
     wanted = {
         "OMP_NUM_THREADS": threads,
         # How long a thread that waits for the others spins before it sleeps. By default almost for ever: when
@@ -171,12 +172,14 @@ async def _train(run: RunDirectory, config: Config, interrupt: Interrupt) -> tup
     from transformers.utils import logging as hugging_face
 
     from trainer.assemble import assemble
+    from trainer.distributed import join
     from trainer.train import train
 
     hugging_face.disable_progress_bar()
-    events = run.events_of(Role.TRAINING, "trainer")
+    ranks = join(config.trainer.ranks_timeout)
+    events = run.events_of(Role.TRAINING, "trainer" if ranks.first else f"trainer-{ranks.rank}")
     events.attempt = int(os.environ.get(Env.ATTEMPT, "0") or 0)
-    job = assemble(run, config, interrupt, events)
+    job = assemble(run, config, interrupt, events, ranks=ranks)
     events.add("assembled", step=job.step, steps=job.steps, engine=config.rollout.engine)
     try:
         with interrupt.deferred():
@@ -187,11 +190,15 @@ async def _train(run: RunDirectory, config: Config, interrupt: Interrupt) -> tup
 
 async def close(job: Training) -> None:
     """Remove the sandboxes, end the engine, flush the curves."""
+    from trainer.distributed import leave
+
     with contextlib.suppress(TimeoutError):  # what is not removed by then, the server removes by its TTL
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await job.environment.close()
     await job.engine.close()
+    job.store.close()
     job.metrics.close()
+    leave(job.ranks)
 
 
 def ended_by(interrupted: Interrupted) -> tuple[int, str]:
@@ -209,6 +216,8 @@ def summarise(run: RunDirectory, reason: str, start: float) -> None:
     """`training/summary.json`: the last word, for the result of the run."""
     from orchestrator.contract import read_json_lines
 
+    if int(os.environ.get("RANK", "0")):
+        return  # rank 0 speaks for all
     rows = read_json_lines(run.metrics)
     metrics: dict[str, float] = {"steps": len(rows), "seconds": time.monotonic() - start}
     for name in ("success_rate", "reward_mean", "tokens_per_s", "time/total"):

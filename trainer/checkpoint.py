@@ -126,7 +126,7 @@ class Checkpoints:
         """Collective: what is written in the background has a voice of its own."""
         self.root, self.keep, self.keep_best = root, keep, keep_best
         self.timings: dict[str, float] = {}
-        """Of the last save: `stall_s`, that training waited for it, and `save_s`, from begin to end."""
+        """Of the last save: `save/stall_s`, that training waited for it, and `save/seconds`, all in all."""
         self._ranks, self._voice = ranks, another_voice(ranks)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -135,12 +135,18 @@ class Checkpoints:
         return self.root / f"step-{step:06d}"
 
     def save(
-        self, learner: Learner, progress: Progress, score: float | None = None, wait: bool = True
+        self,
+        learner: Learner,
+        progress: Progress,
+        score: float | None = None,
+        wait: bool = True,
+        say: Callable[[Path, float], None] = lambda path, seconds: None,
     ) -> Path:
         """Write a checkpoint, point `latest` at it, prune. Collective.
 
         With `wait` it lies there when this returns. Without, a copy of the state is written while training
         goes on; the next `save` or `wait` says what came of it. `score` is its validation, more is better.
+        `say` is called when it lies there, on rank 0, with the seconds that it took.
         Raises CheckpointError; nothing is lost.
         """
         self.wait()
@@ -148,13 +154,12 @@ class Checkpoints:
         if self._ranks.broadcast_object(self._ranks.first and self.newest() == target):
             return target
         keep = (lambda state: state) if wait else copied
-        content = _Content(_whole(learner.policy, keep, self._ranks), keep(learner_state(learner)), progress)
-        content.score = score
-        work = self._thread.submit(self._write, learner.policy, target, content, start)
-        self._writing = work
+        whole, state = _whole(learner.policy, keep, self._ranks), keep(learner_state(learner))
+        content = _Content(whole, state, progress, score)
+        self._writing = self._thread.submit(self._write, learner.policy, target, content, start, say)
         if wait:
             self.wait()
-        self.timings["stall_s"] = time.perf_counter() - start
+        self.timings["save/stall_s"] = time.perf_counter() - start
         return target
 
     def wait(self) -> None:
@@ -164,11 +169,8 @@ class Checkpoints:
             work.result()
 
     def close(self) -> None:
-        """As `wait`, and let go of the thread."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
+        """Let what is being written end, whatever comes of it."""
+        self._thread.shutdown()
 
     def newest(self) -> Path | None:
         """What `latest` names if it is whole, else the newest one that is; None without any."""
@@ -198,7 +200,14 @@ class Checkpoints:
         named = read_bytes(self.root / file).decode(errors="replace").strip()
         return [path for path in self.all() if path.name == named]
 
-    def _write(self, policy: nn.Module, target: Path, content: _Content, start: float) -> None:
+    def _write(
+        self,
+        policy: nn.Module,
+        target: Path,
+        content: _Content,
+        start: float,
+        say: Callable[[Path, float], None],
+    ) -> None:
         """On every rank, perhaps in the background: all of them fail, or none."""
         trouble = ""
         try:
@@ -208,9 +217,10 @@ class Checkpoints:
                 _write(beside, policy, content)
                 _publish(beside, target)
                 self._point_at(target, content.score)
+                say(target, time.perf_counter() - start)
         except (OSError, SafetensorError) as error:
             trouble = str(error) or type(error).__name__
-        self.timings["save_s"] = time.perf_counter() - start
+        self.timings["save/seconds"] = time.perf_counter() - start
         if troubles := [text for text in self._voice.gather_objects(trouble) if text]:
             if self._voice.first:
                 self._clear()

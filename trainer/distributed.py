@@ -8,7 +8,8 @@ What it is
 
 How to use it
     ranks = join(config)                              # ALONE without torchrun
-    policy = shard(policy, ranks, half=True)          # before its optimiser is made
+    policy, critic, reference = models(config, origin, device, ranks)
+    engine = engine_over(policy, origin, config, device, ranks)
     batch, division = deal(episodes, config.trainer, ranks)
     leave(ranks)
 
@@ -20,23 +21,26 @@ What it does not do
 
 from __future__ import annotations
 
-import copy
 import os
 import types
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from trainer import weights
+from trainer import lora, packing, weights
 from trainer.batch import Batch, MiniBatch, divide
+from trainer.engines import Engine, Sample, Sampling, open_engine
 from trainer.episode import Episode
-from trainer.model import Critic, blocks_of
+from trainer.learner import needs_critic, needs_reference
+from trainer.model import Critic, blocks_of, freeze, load_policy, make_critic, recompute_blocks
 from trainer.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
+    from orchestrator.schema import Config
     from orchestrator.schema_training import Trainer
 
 T = TypeVar("T")
@@ -69,6 +73,12 @@ def leave(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
+def threads(config: Config) -> int:
+    """CPU threads of this process: its share of the job's CPUs of a node, unless the configuration says."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.trainer.threads or max(1, config.training.cpus // processes)
+
+
 def device_of(gpus: int) -> str:
     """This rank's device, as the job has it."""
     if not (gpus and torch.cuda.is_available()):
@@ -79,26 +89,31 @@ def device_of(gpus: int) -> str:
 # --- models ------------------------------------------------------------------------------------------
 
 
-def shard(model: nn.Module, ranks: Ranks, half: bool = False, reshard: bool = True) -> nn.Module:
+def shard(
+    model: nn.Module, ranks: Ranks, half: bool = False, reshard: bool = True, kind: str = "cpu"
+) -> nn.Module:
     """Shard `model` over all ranks, in place; every rank must hold the same weights. Collective.
 
     Each layer is gathered when it is computed and let go of after; without `reshard` it stays from the
     forward to the backward pass, which saves a gathering and costs its memory. With `half` layers are
-    gathered and computed in bfloat16; shards, gradients and moments are float32 all the same.
+    gathered and computed in bfloat16; shards, gradients and moments are float32 all the same. `kind` of
+    device: cpu or cuda.
     """
     if ranks.size == 1:
         return model
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     half_precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policy = half_precision if half else MixedPrecisionPolicy()
+    mesh = init_device_mesh(kind, (ranks.size,))
     for block in blocks_of(model):
-        fully_shard(block, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     if isinstance(model, Critic):
-        fully_shard(model.head)  # one number from float32 states
+        fully_shard(model.head, mesh=mesh)  # one number from float32 states
     # The output layer stays in the root: it is called as often as a rank has parts of logits, and
     # ranks must gather equally often. The root lets go after each pass, or the next step's would be stale.
-    fully_shard(model, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     gathered = types.MethodType(_work, model)
     model.gathered = gathered  # type: ignore[assignment]
     register_fsdp_forward_method(model, "gathered")
@@ -109,6 +124,86 @@ def _work(_model: nn.Module, work: Callable[[], T]) -> T:
     return work()
 
 
+class Models(NamedTuple):
+    """What a learner is made of."""
+
+    policy: nn.Module
+    critic: Critic | None
+    reference: nn.Module | None
+
+
+def models(config: Config, origin: Path, device: str, ranks: Ranks) -> Models:
+    """Policy, critic and reference as the configuration wants them: adapters, packed rows, layers that are
+    computed again, shards. Collective. Raises ModelError.
+
+    The weights are read into main memory; a sharded model comes to the device layer by layer, in shards.
+    """
+    wanted, place = config.trainer, device if ranks.size == 1 else "cpu"
+    policy = load_policy(origin, place)
+    if config.model.lora_rank:
+        settings = config.model
+        lora.inject(policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets, config.run.seed)
+    if wanted.packing:
+        packing.install(policy)
+    critic = make_critic(policy) if needs_critic(config.algorithm) else None
+    reference = _reference(config, policy, origin, place) if needs_reference(config.algorithm) else None
+    half = config.model.dtype == "bfloat16"
+    for model in (policy, critic, reference):
+        if model is None or isinstance(model, lora.AdapterOff):
+            continue
+        if wanted.activation_checkpointing and model is not reference:
+            recompute_blocks(model)
+        shard(model, ranks, half, wanted.reshard, torch.device(device).type)
+    return Models(policy, critic, reference)
+
+
+def _reference(config: Config, policy: nn.Module, origin: Path, device: str) -> nn.Module:
+    if config.model.lora_rank:
+        return lora.AdapterOff(policy)
+    reference = freeze(load_policy(origin, device))
+    if config.trainer.packing:
+        packing.install(reference)
+    return reference
+
+
+# --- engines -----------------------------------------------------------------------------------------
+
+
+def engine_over(policy: nn.Module, origin: Path, config: Config, device: str, ranks: Ranks) -> Engine:
+    """This rank's engine over the policy. The torch engine cannot sample from shards: every token would be a
+    collective call of ranks that sample different things."""
+    kind = config.rollout.engine
+    if ranks.size == 1 or kind != "torch":
+        return open_engine(kind, policy, origin, config)
+    mirror = Mirror(load_policy(origin, device))
+    return Mirrored(open_engine(kind, mirror.model, origin, config), mirror, policy)
+
+
+class Mirrored:
+    """An engine over a whole copy of a sharded policy; implements `trainer.engines.Engine`."""
+
+    def __init__(self, inner: Engine, mirror: Mirror, policy: nn.Module) -> None:
+        self._inner, self._mirror, self._policy = inner, mirror, policy
+
+    @property
+    def version(self) -> int:
+        return self._inner.version
+
+    async def generate(self, ids: list[int], sampling: Sampling) -> Sample:
+        return await self._inner.generate(ids, sampling)
+
+    async def load(self, version: int) -> None:
+        """Bring the shards together, then as the inner engine does. Collective."""
+        self._mirror.refresh(self._policy)
+        await self._inner.load(version)
+
+    async def probe(self, prompt: list[int]) -> float:
+        return await self._inner.probe(prompt)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
 class Mirror:
     """A whole copy of a sharded policy, for an engine that samples from a live module.
 
@@ -116,7 +211,7 @@ class Mirror:
     """
 
     def __init__(self, whole: nn.Module) -> None:
-        self.model = copy.deepcopy(whole).requires_grad_(False).eval()
+        self.model = whole.requires_grad_(False).eval()
 
     @torch.no_grad()
     def refresh(self, policy: nn.Module) -> None:
@@ -133,30 +228,24 @@ def share(count: int, ranks: Ranks) -> range:
     return range(count * ranks.rank // ranks.size, count * (ranks.rank + 1) // ranks.size)
 
 
-def deal(
-    episodes: Sequence[Episode], wanted: Trainer, ranks: Ranks, packed: bool = False
-) -> tuple[Batch, list[MiniBatch]] | None:
-    """This rank's rows of the step and their division; None when no rank has any episode. Collective.
+def deal(episodes: Sequence[Episode], wanted: Trainer, ranks: Ranks = ALONE) -> tuple[Batch, list[MiniBatch]]:
+    """This rank's rows of the step and their division. Collective.
 
-    Every minibatch holds the rows that it would in one process. Within it, rows go to ranks by length, so
-    that all have about as many tokens, wherever they were played. Torch's generator moves on all ranks alike.
+    `episodes` are all ranks', the same on each, at least one. Every minibatch holds the rows that it would in
+    one process. Within it, rows go to ranks by length, so that all have about as many tokens, wherever they
+    were played. Torch's generator moves on all ranks alike.
     """
     if ranks.size == 1:
-        if not episodes:
-            return None
         batch = Batch.of(episodes)
-        return batch, divide(batch.lengths, wanted.minibatches, wanted.micro_batch_tokens, packed)
-    everybody = [episode for part in ranks.gather_objects(list(episodes)) for episode in part]
-    if not everybody:
-        return None
-    order = torch.randperm(len(everybody)).tolist()
+        return batch, divide(batch.lengths, wanted.minibatches, wanted.micro_batch_tokens, wanted.packing)
+    order = torch.randperm(len(episodes)).tolist()
     mine: list[Episode] = []
     division: list[MiniBatch] = []
     for number in range(min(wanted.minibatches, len(order))):
-        lengths = {row: len(everybody[row].ids) for row in order[number :: wanted.minibatches]}
+        lengths = {row: len(episodes[row].ids) for row in order[number :: wanted.minibatches]}
         rows = by_length(lengths, ranks.size)[ranks.rank]
-        division.append(_divided(rows, lengths, len(mine), wanted.micro_batch_tokens, packed, ranks))
-        mine += [everybody[row] for row in rows]
+        division.append(_divided(rows, lengths, len(mine), wanted.micro_batch_tokens, wanted.packing, ranks))
+        mine += [episodes[row] for row in rows]
     return Batch.of(mine) if mine else Batch.nothing(), division
 
 

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING
 
 from trainer.checkpoint import Progress, capture
 from trainer.data import Cursor
+from trainer.distributed import share
 from trainer.episode import Episode, Failure, Status
 from trainer.errors import Lost, TrainerError
 from trainer.interrupt import Interrupted, Wanted
 from trainer.summary import dull, dull_share
 from trainer.tasks import Task
+from trainer.together import shared
 
 if TYPE_CHECKING:
     from trainer.metrics import Row
@@ -125,7 +127,18 @@ def draw(job: Training, count: int) -> list[Task]:
 async def collect(
     job: Training, tasks: Sequence[Task], step: int, groups: Sequence[int] = (), round_: int = 0
 ) -> tuple[list[Episode], int]:
-    """Episodes of a step, at least half of them valid, and how many tries were lost before.
+    """Episodes of a step, of all ranks, and how many tries were lost before (`collect_mine`)."""
+
+    async def play(tasks: Sequence[Task], groups: Sequence[int]) -> tuple[list[Episode], int]:
+        return await collect_mine(job, tasks, step, groups, round_)
+
+    return await shared(job.voice, job.interrupt, tasks, groups, play)
+
+
+async def collect_mine(
+    job: Training, tasks: Sequence[Task], step: int, groups: Sequence[int] = (), round_: int = 0
+) -> tuple[list[Episode], int]:
+    """This rank's episodes of a step, at least half of them valid, and how many tries were lost before.
 
     A step that infrastructure spoiled moves nothing. When a runtime went down, what it took along is played
     again, whole, once it is back: the step is then the one that an undisturbed run would have had. Raises
@@ -153,7 +166,8 @@ async def prefetch(job: Training) -> None:
     """While this step's update is made, the sandboxes of the next one get ready."""
     if job.step + 1 < job.steps:
         coming = job.sampler.peek(job.config.rollout.prompts_per_step)
-        await job.rollouts.prefetch([job.tasks[i] for i in coming])
+        part = share(len(coming), job.ranks)
+        await job.rollouts.prefetch([job.tasks[i] for i in coming[part.start : part.stop]])
 
 
 @contextmanager

@@ -34,15 +34,26 @@ def problems(config: Config) -> list[str]:
 
 
 def _scale(config: Config) -> list[str]:
-    gpus = config.training.nodes * config.training.gpus_per_node
-    found = []
-    if config.training.nodes > 1 or gpus > 1:
+    sp, tp, found = config.trainer.sequence_parallel_size, config.rollout.tensor_parallel_size, []
+    if sp > 1:
         found.append(
-            f"the built-in trainer is one process with at most one GPU, the job has {config.training.nodes} "
-            f"node(s) and {gpus} GPUs: set training.nodes=1 training.gpus_per_node=1"
+            f"this trainer splits no sequence over {sp} GPUs: set trainer.sequence_parallel_size=1 "
+            "(SP_SIZE=1). For long sequences set trainer.packing=true trainer.activation_checkpointing=true, "
+            "or take more GPUs, over which weights, gradients and moments are sharded"
         )
-    if config.trainer.sequence_parallel_size > 1:
-        found.append("one process shares no sequence: set trainer.sequence_parallel_size=1")
+    if tp > 1:
+        found.append(
+            f"rollout.tensor_parallel_size={tp}: each process samples with an engine of its own on its GPU. "
+            "Set it to 1; a model that needs several GPUs to sample from is not for this trainer"
+        )
+    several = config.training.nodes * max(config.training.gpus_per_node, 1) > 1
+    if several and config.rollout.asynchronous:
+        found.append(
+            "rollout.asynchronous is for one training process: set rollout.asynchronous=false, or "
+            "training.nodes=1 training.gpus_per_node=1"
+        )
+    if config.model.lora_rank and find_spec("peft") is None:
+        found.append("model.lora_rank needs peft: install orchestrate-rl[lora], or set model.lora_rank=0")
     return found
 
 

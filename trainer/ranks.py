@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +85,12 @@ class Ranks:
         box: list[Any] = [None] * self.size
         dist.all_gather_object(box, o, group=self.group)
         return box
+
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """Every rank's own `work()`, rank 0's before all others': it makes the files that they find."""
+        found = [work()] if self.first else []
+        self.barrier()
+        return found[0] if found else work()
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

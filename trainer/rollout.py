@@ -185,7 +185,8 @@ class Rollouts:
     ) -> tuple[int, list[_Place]]:
         """How many episodes are wanted, and those that are started: the wanted ones, then the ones besides,
         which are dealt out to the groups in turn."""
-        each, first = self._plan.rollouts_per_prompt, round_ * ROUND
+        each = self._plan.rollouts_per_prompt
+        first = round_ * ROUND + (groups[0] * each if groups else 0)  # of a share: as in the whole step
         wanted = len(tasks) * each
         more = math.ceil(wanted * (self._plan.oversample - 1) - 1e-9)
         which = [*(n // each for n in range(wanted)), *(n % len(tasks) for n in range(more))]

@@ -22,11 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from orchestrator.contract import EventLog
 from orchestrator.schema import Config
-from trainer.batch import Batch, divide, trainable
+from trainer.batch import trainable
 from trainer.checkpoint import Checkpoints, Progress, capture, score_of
 from trainer.data import Sampler
+from trainer.distributed import deal
 from trainer.engines import Engine
 from trainer.environments import Environment
 from trainer.episode import Episode
@@ -35,9 +38,11 @@ from trainer.harvest import harvests, mask_stale
 from trainer.interrupt import Interrupt
 from trainer.learner import Learner
 from trainer.metrics import Clock, Metrics, Row, alarms
+from trainer.ranks import ALONE, Ranks
 from trainer.rollout import Rollouts
 from trainer.summary import staleness, summary
 from trainer.tasks import Task
+from trainer.together import shared
 from trainer.view import write_rollouts
 
 P = ParamSpec("P")
@@ -67,13 +72,20 @@ class Training:
     step: int = 0
     validation: Sequence[Task] = ()
     interrupt: Interrupt = field(default_factory=Interrupt)
+    ranks: Ranks = ALONE
+    voice: Ranks = ALONE
+    """The same ranks, for what is said about episodes, which may be played while the models are trained."""
     pause_s: float = 1.0
     """Before a step that was lost is played again."""
 
-    def save(self, progress: Progress, score: float | None = None) -> None:
-        """Write a checkpoint and say so. `score`: of its validation; the store keeps the best."""
-        path = self.store.save(self.learner, progress, score)
-        self.events.add("checkpoint", step=progress.step, path=str(path))
+    def save(self, progress: Progress, score: float | None = None, wait: bool = True) -> None:
+        """Write a checkpoint and say so once it is there; without `wait` training goes on meanwhile. `score`:
+        of its validation; the store keeps the best."""
+
+        def say(path: Path, seconds: float) -> None:
+            self.events.add("checkpoint", step=progress.step, path=str(path), seconds=round(seconds, 3))
+
+        self.store.save(self.learner, progress, score, wait, say)
 
 
 async def train(job: Training) -> str:
@@ -98,10 +110,7 @@ async def train(job: Training) -> str:
             # log-probabilities and values before the update → advantages
             chosen = trainable(episodes, config.algorithm.truncated)
             if chosen:
-                batch = Batch.of(chosen)
-                division = divide(
-                    batch.lengths, config.trainer.minibatches, config.trainer.micro_batch_tokens
-                )
+                batch, division = deal(chosen, config.trainer, job.ranks)
                 with clock("logprob"):
                     row |= await aside(job, learner.prepare, batch, division)
 
@@ -124,11 +133,14 @@ async def train(job: Training) -> str:
                 score = row["validation/reward_mean"]
             row |= {**clock.row(), **speed(job, episodes, clock)}
             clock = Clock()
-            write_rollouts(job.rollout_dir, job.step - 1, episodes)
+            row |= job.store.timings
+            if job.ranks.first:
+                write_rollouts(job.rollout_dir, job.step - 1, episodes)
             report(job, row)
             if due or (score is not None and score > best):
                 best = max(best, -math.inf if score is None else score)
-                job.save(capture(job.step, field.cursor, config), score)
+                job.save(capture(job.step, field.cursor, config), score, not config.trainer.async_save)
+    job.store.wait()
     return f"{job.steps} steps done"
 
 
@@ -152,8 +164,14 @@ def validation_due(job: Training, saving: bool) -> bool:
 
 async def validate(job: Training) -> Row:
     """Success on the validation tasks; nothing is learned from them. The same seeds each time."""
-    episodes = await job.rollouts.for_validation(job.config).collect(job.validation, 0)
-    write_rollouts(job.rollout_dir, job.step, episodes, "validation")
+    rollouts = job.rollouts.for_validation(job.config)
+
+    async def play(tasks: Sequence[Task], groups: Sequence[int]) -> tuple[list[Episode], int]:
+        return await rollouts.collect(tasks, 0, groups=groups), 0
+
+    episodes, _ = await shared(job.voice, job.interrupt, job.validation, (), play)
+    if job.ranks.first:
+        write_rollouts(job.rollout_dir, job.step, episodes, "validation")
     found = summary(episodes)
     names = ("success_rate", "reward_mean", "status/truncated", "status/infra", "length/response")
     return {f"validation/{name}": found[name] for name in names}
@@ -162,7 +180,7 @@ async def validate(job: Training) -> Row:
 def best_score(job: Training) -> float:
     """Of the validations until now, as the store keeps it."""
     path = job.store.best()
-    return -math.inf if path is None else score_of(path)
+    return job.ranks.broadcast_object(-math.inf if path is None else score_of(path))
 
 
 # --- weights, log ------------------------------------------------------------------------------------
@@ -172,6 +190,7 @@ async def synchronise(job: Training) -> float:
     """Load the present weights into the engine and probe it. Returns nats. Raises MismatchError."""
     await job.engine.load(job.step)
     difference = await job.engine.probe(job.probe_prompt)
+    difference = float(job.ranks.max(torch.tensor(difference)))
     limit = job.config.trainer.mismatch_limit
     if not (math.isfinite(difference) and difference <= limit):
         raise MismatchError(
@@ -200,10 +219,17 @@ def report(job: Training, row: Row) -> None:
     """Write the row, raise its alarms. Raises Collapsed on a fatal one."""
     job.metrics.log(row)
     shown = ("success_rate", "reward_mean", "kl", "entropy", "time/total")
-    print(f"step {row['step']:>4}", *(f"{n} {row[n]:.3f}" for n in shown if n in row), sep="  ", flush=True)
+    say(job, f"step {row['step']:>4}", *(f"{n} {row[n]:.3f}" for n in shown if n in row))
     stale = job.config.rollout.asynchronous
-    for alarm in alarms(row, job.metrics.rows[:-1], job.config.trainer.mismatch_limit, stale):
+    found = alarms(row, job.metrics.rows[:-1], job.config.trainer.mismatch_limit, stale)
+    for alarm in job.ranks.broadcast_object(found):
         job.events.add("alarm", step=row["step"], name=alarm.name, message=alarm.message, fatal=alarm.fatal)
-        print(f"alarm  {alarm.name}: {alarm.message}", flush=True)
+        say(job, "alarm", f"{alarm.name}: {alarm.message}")
         if alarm.fatal:
             raise Collapsed(f"step {row['step']:.0f}: {alarm.message}")
+
+
+def say(job: Training, *words: str) -> None:
+    """To whoever looks at the log; one rank is enough."""
+    if job.ranks.first:
+        print(*words, sep="  ", flush=True)

@@ -75,18 +75,15 @@ def learner_on(ranks: Ranks, config: Config, how: str) -> Learner:
 
 
 def two_steps(ranks: Ranks, how: str, spoil: bool = False) -> dict[str, Any]:
-    """Two steps of PPO on made-up episodes, each rank with its share of them; runs on every rank."""
+    """Two steps of PPO on made-up episodes, dealt out to the ranks; runs on every rank."""
     torch.manual_seed(0)
-    config = config_of()
+    config = config_of(packing=how == "packed")
     learner, rows = learner_on(ranks, config, how), []
     for step in range(2):
         everybody = made_episodes(10, seed=step)
-        given = [everybody[i] for i in share(10, ranks)]
-        if spoil and step == 1 and ranks.rank == ranks.size - 1:
-            given[0].logprobs = [math.nan] * len(given[0].ids)
-        found = deal(given, config.trainer, ranks, packed=how == "packed")
-        assert found is not None
-        batch, division = found
+        if spoil and step == 1:
+            everybody[3].logprobs = [math.nan] * len(everybody[3].ids)
+        batch, division = deal(everybody, config.trainer, ranks)
         row = learner.prepare(batch, division)
         rows.append(row | learner.update(batch, division, train_policy=True))
     models = {"policy": learner.policy, "critic": learner.critic}

@@ -60,7 +60,7 @@ def test_checking_a_good_configuration_says_so(tmp_path: Path) -> None:
         ("data", {"train": "/absent.parquet"}, "data.train=/absent.parquet is no file"),
         ("model", {"path": "/absent"}, "holds no config.json"),
         ("model", {"path": "builtin:huge"}, "builtin:tiny"),
-        ("training", {"gpus_per_node": 4}, "training.gpus_per_node=1"),
+        ("rollout", {"tensor_parallel_size": 2}, "rollout.tensor_parallel_size=2"),
     ],
 )
 def test_checking_names_what_is_wrong(

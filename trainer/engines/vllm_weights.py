@@ -22,11 +22,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
-    materialize_full_tensor,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from trainer.weights import named_weights
 
 BACKEND = "orchestrate-live"
 
@@ -48,9 +49,9 @@ def withdraw(name: str) -> None:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter, detached; a sharded one is gathered, which is a collective call."""
-    for name, parameter in model.named_parameters():
-        yield name, materialize_full_tensor(parameter.detach())
+    """Each weight under its checkpoint's name: gathered when sharded, which is a collective call of all
+    ranks, and with adapters added."""
+    yield from named_weights(model)
 
 
 @dataclass
