@@ -19,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -30,6 +31,7 @@
 struct self self;
 int bell;
 static int poller, signals;
+static bool signalled;
 
 int64_t now_us(void) {
     struct timespec t;
@@ -83,6 +85,7 @@ static _Noreturn void fail(const char *message) {
 /* A signal from outside the namespace has no sender pid; one from inside does, and is not obeyed. */
 static void take_signals(void) {
     struct signalfd_siginfo info;
+    signalled = true;
     while (read(signals, &info, sizeof info) == sizeof info)
         if (info.ssi_signo != SIGCHLD && info.ssi_code == SI_USER && info.ssi_pid == 0)
             end_everything();
@@ -91,6 +94,7 @@ static void take_signals(void) {
 static void reap(void) {
     int status;
     pid_t pid;
+    signalled = false;
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         command_reaped(pid, status);
     if (pid < 0 && errno == ECHILD)
@@ -128,7 +132,8 @@ static void turn(void) {
     int ready = epoll_wait(poller, events, 64, again ? 0 : until(a && (!b || a < b) ? a : b));
     for (int i = 0; i < ready; i++)
         dispatch(events[i].data.u64, events[i].events);
-    reap();
+    if (signalled || command_killing_all()) /* without a child there is no signal either */
+        reap();
 }
 
 static void protect(void) {
@@ -156,9 +161,12 @@ static void count_descriptors(void) {
 }
 
 static void open_signals(void) {
+    static const uint64_t normal[8]; /* the kernel's sigaction: SIG_DFL, no flags, no mask */
     sigset_t set;
     sigfillset(&set);
     sigprocmask(SIG_SETMASK, &set, NULL); /* supervisors inherit this */
+    for (int s = 1; s <= 64; s++) /* sigaction() refuses those that libc keeps for itself */
+        syscall(SYS_rt_sigaction, s, normal, NULL, 8); /* what we were told to ignore no program shall */
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
     for (const int *s = (const int[]){SIGCHLD, SIGTERM, SIGINT, SIGQUIT, 0}; *s; s++)

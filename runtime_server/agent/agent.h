@@ -3,11 +3,13 @@
  * agent.c    start-up, the event loop, signals, reaping, the orphan clock
  * wire.c     the connection: frames in and out, fixed buffers, back-pressure
  * keep.c     the head and tail of a stream that are kept
- * command.c  one command: pipes, stdin window, kept output, its life from start to last frame
+ * command.c  one command: stdin window, its life from start to last frame
+ * output.c   its output pipes, and when they are read
  * report.c   what the server is told, and the commands' clock
  * held.c     results that are kept until the server says so, and how it picks up commands again
  * jobs.c     starting a command or a file job from its frame
  * launch.c   the processes: supervisor, program, and what a program inherits
+ * resident.c supervisors that stay for the next command
  * session.c  a shell that stays, and the commands it is given
  * pty.c      terminals
  * tree.c     killing or signalling everything that descends from a command
@@ -63,6 +65,7 @@ struct slot {
     const char *what; /* what failed; a literal, so the same address on both sides of fork */
     uint64_t value;   /* bytes of a file job */
     _Atomic int root; /* pid of the program, once it runs */
+    _Atomic int alone; /* the supervisor has no descendant left, and takes another command */
 };
 
 /* The first and the last bytes of a stream: data[0..head) stays, data[head..cap) is a ring once full. */
@@ -91,6 +94,7 @@ struct command {
     int status;
     int64_t started_us, took_us, deadline_us, grace_us;
     int64_t kill_us, phase_us; /* when the killing, and its present phase, began */
+    int64_t watch_us;          /* when its output begins to be watched; 0: it is */
     unsigned live, moving, clean;
     char tag[TAG_MAX + 1];
     bool push;                 /* output is sent as it comes */
@@ -171,14 +175,23 @@ struct command *command_new(enum job job, uint32_t id);
 void command_free(struct command *c);
 struct slot *command_slot(const struct command *c);
 void command_watch(struct command *c, unsigned stream, uint32_t events, bool add);
-void command_drain(struct command *c);
+void command_close(int *fd);
+bool command_alone(const struct command *c);
 void command_close_stdin(struct command *c);
+bool command_killing_all(void);
 static inline bool command_has_tree(const struct command *c) {
     return c->job == J_EXEC || c->job == J_SHELL; /* a supervisor, and whatever descends from it */
 }
 static inline bool command_is_dying(const struct command *c) {
     return c->state == S_KILLING && (command_has_tree(c) || c->job == J_RUN);
 }
+
+/* output.c */
+void output_watch(struct command *c);
+void output_close(struct command *c, unsigned which);
+void output_drain(struct command *c);
+void output_stream(struct command *c);
+void output_collect(struct command *c, unsigned which);
 
 /* held.c */
 void command_hold(struct command *c);
@@ -247,11 +260,25 @@ struct program {
     int in, out, err;
     bool announce, tty;        /* tell when it runs; its terminal is on `in`, or handed[1] */
     bool shell;                /* argv is a list of shells to try */
+    const unsigned char *frame; /* what it was asked for with, if a supervisor that stays may have it */
+    size_t frame_size;
     int handed[HANDED];
 };
 pid_t launch(struct slot *slot, const struct program *program);
 pid_t launch_helper(int in, int out);
 void close_from(int first);
+
+/* resident.c */
+#define DOOR (bell + 1) /* a supervisor's end of it */
+pid_t resident_take(const struct slot *slot, const struct program *program);
+int resident_door(const struct program *program);
+void resident_made(int door, pid_t pid);
+bool resident_hear(struct slot **slot, const unsigned char **frame, size_t *size);
+void resident_free(pid_t supervisor); /* it is alone */
+void resident_end(pid_t supervisor);
+void resident_end_all(void);           /* and everybody else in the sandbox */
+void resident_gone(pid_t supervisor);  /* it was reaped */
+bool resident_idle(pid_t process);     /* a supervisor without a command */
 
 /* files.c */
 void make_directory(char *path);

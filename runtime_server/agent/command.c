@@ -14,15 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 struct command commands[SLOTS];
 struct slot *slots;
 unsigned used;
-#define TERMINAL_READS 64 /* of 4 KiB; a terminal holds 68 */
-static unsigned char scratch[64 * 1024];
 static uint32_t kill_all_id;
 static bool killing_all;
 
@@ -50,14 +47,14 @@ struct command *command_new(enum job job, uint32_t id) {
     return &commands[i];
 }
 
-static void close_end(int *fd) {
+void command_close(int *fd) {
     if (*fd >= 0)
         forget(*fd);
     *fd = -1;
 }
 
 void command_close_stdin(struct command *c) {
-    close_end(&c->in);
+    command_close(&c->in);
     free(c->pending);
     c->pending = NULL;
     c->pending_from = c->pending_to = 0;
@@ -67,14 +64,18 @@ void command_free(struct command *c) {
     if (c->job == J_SHELL)
         session_free(c);
     command_close_stdin(c);
-    close_end(&c->out[0]);
-    close_end(&c->out[1]);
-    close_end(&c->master);
+    output_close(c, 0);
+    output_close(c, 1);
+    command_close(&c->master);
     keep_free(&c->kept[0]);
     keep_free(&c->kept[1]);
     c->job = J_NONE;
     while (used && !commands[used - 1].job)
         used--;
+}
+
+bool command_alone(const struct command *c) {
+    return command_has_tree(c) && atomic_load(&command_slot(c)->alone);
 }
 
 void command_watch(struct command *c, unsigned stream, uint32_t events, bool add) {
@@ -136,67 +137,6 @@ static bool take_stdin(struct command *c, const unsigned char *bytes, size_t cou
     return true;
 }
 
-/* ---- output ----------------------------------------------------------------------------------------- */
-
-/* One read of at most `limit` bytes; false when there is nothing now or the pipe has ended. */
-static bool collect(struct command *c, unsigned which, size_t limit) {
-    ssize_t got = read(c->out[which], scratch, limit < sizeof scratch ? limit : sizeof scratch);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR))
-        return errno == EINTR;
-    if (got <= 0) {
-        close_end(&c->out[which]);
-        return false;
-    }
-    struct command *to = c->job == J_SHELL && c->peer ? c->peer : c;
-    if (to->state < S_SENDING)
-        keep_add(&to->kept[which], scratch, (size_t)got);
-    return true;
-}
-
-/* A terminal hands on what was written to it a moment later, but a read that finds nothing makes the kernel
- * do that first: so reading until there is nothing misses nothing. No more than a terminal can hold. */
-static void drain_terminal(struct command *c) {
-    for (unsigned reads = 0; reads < TERMINAL_READS && c->out[0] >= 0 && collect(c, 0, sizeof scratch); reads++)
-        continue;
-}
-
-/* What the program wrote before it ended is in the pipe now: exactly so much is read, however fast
- * background processes add to it. */
-void command_drain(struct command *c) {
-    if (c->master >= 0)
-        drain_terminal(c);
-    for (unsigned which = c->master >= 0 ? 2 : 0; which < 2; which++) {
-        int waiting = 0;
-        if (c->out[which] < 0 || ioctl(c->out[which], FIONREAD, &waiting) != 0)
-            continue;
-        while (waiting > 0 && c->out[which] >= 0) {
-            int part = waiting < (int)sizeof scratch ? waiting : (int)sizeof scratch;
-            if (!collect(c, which, (size_t)part))
-                break;
-            waiting -= part;
-        }
-        if (waiting <= 0 && c->out[which] >= 0)
-            collect(c, which, sizeof scratch); /* notices the end of the pipe */
-    }
-}
-
-/* J_READ: straight from the pipe into the out buffer, while it has room. */
-static void stream(struct command *c) {
-    if (wire_room() < CHUNK + REPLY_ROOM || (c->windowed && !c->window)) {
-        c->paused = true;
-        command_watch(c, 1, 0, false);
-        return;
-    }
-    size_t most = c->windowed && c->window < CHUNK ? c->window : CHUNK;
-    ssize_t got = read(c->out[0], wire_begin(CHUNK), most);
-    if (got > 0) {
-        wire_commit(F_CONTENT, c->id, (size_t)got);
-        c->window -= c->windowed ? (uint32_t)got : 0;
-    }
-    else if (got == 0 || (errno != EAGAIN && errno != EINTR))
-        close_end(&c->out[0]);
-}
-
 void command_event(unsigned index, unsigned which, uint32_t events) {
     struct command *c = &commands[index];
     if (!c->job)
@@ -210,9 +150,9 @@ void command_event(unsigned index, unsigned which, uint32_t events) {
         session_status(c);
     } else if (which && c->out[which - 1] >= 0) {
         if (c->job == J_READ)
-            stream(c);
+            output_stream(c);
         else
-            collect(c, which - 1, sizeof scratch);
+            output_collect(c, which - 1);
     }
 }
 
@@ -222,7 +162,7 @@ void command_event(unsigned index, unsigned which, uint32_t events) {
 void command_settle(struct command *c) {
     if (c->job == J_RUN)
         session_leave(c);
-    command_drain(c);
+    output_drain(c);
     command_close_stdin(c);
     c->state = S_SENDING;
     if (!c->took_us)
@@ -236,7 +176,7 @@ void command_doom(struct command *c, uint8_t flags) {
     c->flags |= flags;
     if (c->job == J_READ || c->job == J_WRITE) {
         command_close_stdin(c); /* cut off, the helper removes its temporary file and ends; killed, it could not */
-        close_end(&c->out[0]);
+        command_close(&c->out[0]);
         return;
     }
     if (c->state > S_GRACE)
@@ -253,10 +193,29 @@ void command_doom(struct command *c, uint8_t flags) {
 static void program_ended(struct command *c, int status) {
     c->status = status;
     c->took_us = now_us() - c->started_us;
-    command_drain(c);
+    if (command_alone(c))
+        return; /* settled at once */
+    if (c->watch_us)
+        output_watch(c);
+    output_drain(c);
     command_close_stdin(c);
     c->state = S_GRACE;
     c->grace_us = c->started_us + c->took_us + GRACE_MS * 1000;
+}
+
+/* Its supervisor has nobody left to look after, and goes on to another command. Not after a killing: that may
+ * have hit it too. */
+static void part(struct command *c) {
+    if (c->state == S_KILLING) {
+        resident_end(c->pid);
+        return; /* and its end settles the command */
+    }
+    resident_free(c->pid);
+    c->pid = 0;
+    if (c->state < S_SENDING)
+        command_settle(c);
+    else if (c->state == S_LINGER)
+        command_free(c);
 }
 
 /* Supervisors report through their slot and ring; this finds out who did. */
@@ -269,6 +228,8 @@ void command_bell(void) {
             else
                 program_ended(c, slots[i].status);
         }
+        if (command_has_tree(c) && c->pid > 0 && command_alone(c))
+            part(c);
     }
 }
 
@@ -276,13 +237,14 @@ static void supervisor_gone(struct command *c, int status) {
     command_bell(); /* it may have reported just before */
     if (c->state == S_RUNNING)
         command_doom(c, KILLED); /* killed by code of the sandbox; tree.c finds its orphans */
-    else if (c->state == S_GRACE || (c->state == S_KILLING && WIFEXITED(status)))
+    else if (c->state == S_GRACE || (c->state == S_KILLING && (WIFEXITED(status) || command_alone(c))))
         command_settle(c); /* it exits only when no descendant is left */
     else if (c->state == S_LINGER)
         command_free(c);
 }
 
 void command_reaped(pid_t pid, int status) {
+    resident_gone(pid);
     for (unsigned i = 0; i < used; i++) {
         struct command *c = &commands[i];
         if (!c->job || c->pid != pid)
@@ -301,10 +263,14 @@ void command_reaped(pid_t pid, int status) {
 void command_kill_all(uint32_t id) {
     killing_all = true;
     kill_all_id = id;
-    kill(-1, SIGKILL);
+    resident_end_all();
     for (unsigned i = 0; i < used; i++)
         if (command_has_tree(&commands[i]))
             command_doom(&commands[i], KILLED);
+}
+
+bool command_killing_all(void) {
+    return killing_all;
 }
 
 void command_no_children(void) {
@@ -389,7 +355,7 @@ void command_detach_all(void) {
             continue;
         }
         command_close_stdin(c); /* too few bytes: the helper removes its temporary file */
-        close_end(&c->out[0]);
+        command_close(&c->out[0]);
         if (!c->pid)
             c->state = S_SENDING;
     }

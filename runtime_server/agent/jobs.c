@@ -8,6 +8,10 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+/* A command that is over by then is read once, at its end, and never watched. Its pipes hold 64 KiB: one that
+ * writes more than that so soon waits for so long, once. */
+#define WATCH_AFTER_US 2000
+
 const unsigned char *take_bytes(struct reader *r, size_t count) {
     static const unsigned char zeros[8];
     if ((size_t)(r->end - r->at) < count) {
@@ -115,9 +119,8 @@ void started(struct command *c, pid_t pid, const int theirs[3]) {
     c->pid = pid;
     if (c->in >= 0)
         command_watch(c, 0, 0, true);
-    for (unsigned which = 0; which < 2; which++)
-        if (c->out[which] >= 0)
-            command_watch(c, which + 1, EPOLLIN, true);
+    if (!c->watch_us)
+        output_watch(c);
 }
 
 /* ---- commands --------------------------------------------------------------------------------------- */
@@ -199,7 +202,7 @@ static bool open_terminal(struct command *c, const struct request *q, int theirs
     return c->out[0] >= 0 && (c->in >= 0 || !(q->flags & WITH_STDIN));
 }
 
-static void start(uint32_t id, const struct request *q) {
+static void start(uint32_t id, const struct request *q, const unsigned char *frame, size_t size) {
     int theirs[3];
     bool piped = !(q->flags & WITH_PTY), stdin_piped = piped && (q->flags & WITH_STDIN);
     struct command *c = prepare(J_EXEC, id, stdin_piped, piped, piped, theirs);
@@ -223,13 +226,18 @@ static void start(uint32_t id, const struct request *q) {
     program.err = piped ? theirs[2] : theirs[0];
     program.announce = c->announce;
     program.tty = !piped;
+    if (piped && !c->push) {
+        program.frame = frame;
+        program.frame_size = size;
+        c->watch_us = c->started_us + WATCH_AFTER_US;
+    }
     started(c, launch(command_slot(c), &program), theirs);
 }
 
 void exec_frame(uint32_t id, const unsigned char *payload, size_t size) {
     struct request q = {0};
     if (read_request(&q, payload, size))
-        start(id, &q);
+        start(id, &q, payload, size);
     else
         wire_fail(id, EINVAL, "the command is malformed, or has too many arguments");
     free_request(&q);

@@ -35,10 +35,9 @@ void close_from(int first) {
         close(fd);
 }
 
+/* The agent itself ignores nothing else, nor did it when it began (agent.c); an exec undoes handlers. */
 static void reset_signals(void) {
-    static const uint64_t normal[8]; /* the kernel's sigaction: SIG_DFL, no flags, no mask */
-    for (int signal = 1; signal <= 64; signal++) /* sigaction() refuses those that libc keeps for itself */
-        syscall(SYS_rt_sigaction, signal, normal, NULL, 8);
+    signal(SIGPIPE, SIG_DFL);
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
@@ -46,9 +45,9 @@ static void reset_signals(void) {
 
 static void set_oom(void) {
     static const char path[] = "/proc/self/oom_score_adj";
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int fd = openat(AT_FDCWD, path, O_WRONLY | O_CLOEXEC); /* musl's open() asks twice for the flag */
     if (fd < 0 && errno == EACCES && prctl(PR_SET_DUMPABLE, 1) == 0)
-        fd = open(path, O_WRONLY | O_CLOEXEC); /* the file belongs to root while we are not dumpable */
+        fd = openat(AT_FDCWD, path, O_WRONLY | O_CLOEXEC); /* the file belongs to root while we are not dumpable */
     if (fd >= 0 && write(fd, self.oom, strlen(self.oom)) > 0)
         close(fd);
 }
@@ -63,7 +62,6 @@ static void close_between(int first, int last) {
 static void become_ordinary(const struct program *program) {
     setsid();
     reset_signals();
-    umask(022);
     if (program->shell)
         close_between(3, HANDED_FIRST - 1);
     close_from(program->shell ? HANDED_FIRST + HANDED : 3);
@@ -181,13 +179,15 @@ static bool hand(const struct program *program) {
     return true;
 }
 
-static bool take(const struct program *program) {
+static bool take(const struct program *program, int door) {
     dup2(program->in, 0);
     dup2(program->out, 1);
     dup2(program->err, 2);
     if (program->shell)
         return hand(program);
-    close_from(bell + 1);
+    if (door >= 0)
+        dup2(door, DOOR);
+    close_from(door >= 0 ? DOOR + 1 : DOOR);
     return true;
 }
 
@@ -205,13 +205,37 @@ static void report(struct slot *slot, int status, int error, const char *what) {
     ring();
 }
 
-static _Noreturn void supervise(struct slot *slot, const struct program *program) {
-    bool taken = take(program);
-    prctl(PR_SET_CHILD_SUBREAPER, 1);
-    prctl(PR_SET_NAME, "supervisor");
-    if (!taken || (program->cwd && chdir(program->cwd) != 0)) {
-        report(slot, 0, errno, taken ? "cannot enter the working directory" : "cannot hand over descriptors");
-        _exit(0);
+/* Until nothing of the command is left. `stays`: tells when that is. */
+static void await(struct slot *slot, pid_t root, bool stays) {
+    for (int status;;) {
+        pid_t ended = waitpid(-1, &status, 0);
+        if (ended == root) {
+            pid_t more = stays ? waitpid(-1, NULL, WNOHANG) : 0;
+            while (more > 0)
+                more = waitpid(-1, NULL, WNOHANG);
+            atomic_store(&slot->alone, more < 0);
+            report(slot, status, slot->error, slot->what);
+            if (more < 0)
+                return;
+        } else if (ended < 0 && errno == ECHILD) {
+            break;
+        }
+    }
+    atomic_store(&slot->alone, stays);
+    if (stays)
+        ring();
+}
+
+static int home = -1; /* of a supervisor that stays: where it began, and goes to again */
+
+/* One command, whose descriptors are 0, 1 and 2 by now. */
+static void carry(struct slot *slot, const struct program *program, bool stays) {
+    bool there = home < 0 || (program->cwd && *program->cwd == '/') || fchdir(home) == 0;
+    if (!there || (program->cwd && chdir(program->cwd) != 0)) {
+        atomic_store(&slot->alone, stays);
+        report(slot, 0, errno, "cannot enter the working directory");
+        close_between(0, 2);
+        return;
     }
     /* vfork: the program runs in our memory until its exec. Not where it has to become traceable first. */
     pid_t root = self.oom && geteuid() != 0 ? fork() : vfork();
@@ -219,28 +243,60 @@ static _Noreturn void supervise(struct slot *slot, const struct program *program
         run(slot, program);
     if (root < 0) {
         say("start ", "a process (too many in this sandbox?)", errno);
+        atomic_store(&slot->alone, stays);
         report(slot, 126 << 8, 0, NULL);
+        close_between(0, 2);
+        return;
     }
     atomic_store(&slot->root, root);
     if (program->announce)
         ring();
-    for (int fd = 0; fd < 3; fd++)
-        close(fd); /* or nobody would ever see the end of these pipes */
+    close_between(0, 2); /* or nobody would ever see the end of these pipes */
     if (program->shell)
         close_from(HANDED_FIRST);
-    for (int status;;) {
-        pid_t ended = waitpid(-1, &status, 0);
-        if (ended == root)
-            report(slot, status, slot->error, slot->what);
-        else if (ended < 0 && errno == ECHILD)
-            _exit(0);
+    await(slot, root, stays);
+}
+
+static void serve(void) {
+    struct slot *slot;
+    const unsigned char *frame;
+    for (size_t size; resident_hear(&slot, &frame, &size);) {
+        struct request q = {0};
+        if (!read_request(&q, frame, size))
+            _exit(1); /* no memory: whoever waits sees our end */
+        struct program program = {.cwd = *q.cwd ? q.cwd : NULL, .argv = q.argv, .env = q.env};
+        carry(slot, &program, true);
+        free_request(&q);
     }
 }
 
+static _Noreturn void supervise(struct slot *slot, const struct program *program, int door) {
+    bool taken = take(program, door);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    prctl(PR_SET_NAME, "supervisor");
+    umask(022);
+    if (door >= 0)
+        home = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (taken)
+        carry(slot, program, door >= 0);
+    else
+        report(slot, 0, errno, "cannot hand over descriptors");
+    if (taken && door >= 0)
+        serve();
+    _exit(0);
+}
+
 pid_t launch(struct slot *slot, const struct program *program) {
-    pid_t pid = fork();
+    pid_t pid = resident_take(slot, program);
+    if (pid)
+        return pid;
+    int door = resident_door(program);
+    pid = fork();
     if (pid == 0)
-        supervise(slot, program);
+        supervise(slot, program, door);
+    int error = errno;
+    resident_made(door, pid);
+    errno = error;
     return pid;
 }
 

@@ -171,10 +171,12 @@ int64_t command_tick(int64_t now) {
             command_doom(c, TIMED_OUT);
         if (c->state == S_GRACE && (now >= c->grace_us || (c->out[0] < 0 && c->out[1] < 0)))
             command_settle(c);
+        if (c->watch_us && now >= c->watch_us)
+            output_watch(c);
         if (c->job == J_RUN)
             next = sooner(session_tick(c, now), next);
         if (c->state == S_RUNNING)
-            next = sooner(c->deadline_us, next);
+            next = sooner(sooner(c->watch_us, c->deadline_us), next);
         if (c->state == S_GRACE)
             next = sooner(c->grace_us, next);
         killing |= command_is_dying(c);

@@ -301,7 +301,7 @@ void session_status(struct command *session) {
 void session_leave(struct command *run) {
     if (!run->peer)
         return;
-    command_drain(run->peer);
+    output_drain(run->peer);
     run->peer->peer = NULL;
     run->peer = NULL;
 }

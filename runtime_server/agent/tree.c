@@ -13,7 +13,8 @@
  * LAST_US takes every command of the sandbox with it.
  *
  * If code in the sandbox kills a supervisor, its orphans become our own children. Nothing else can be our
- * child and no supervisor, so all of these belong to the command whose supervisor is gone.
+ * child and no supervisor, so all of these belong to the command whose supervisor is gone. A supervisor that
+ * waits for its next command belongs to none.
  */
 #include "agent.h"
 
@@ -171,6 +172,9 @@ static bool scan(void) {
             p->owner = OUTSIDE;
         }
     }
+    for (size_t i = 0; i < count; i++)
+        if (resident_idle(list[i].pid))
+            list[i].owner = OUTSIDE;
     return true;
 }
 
@@ -262,7 +266,7 @@ static void kill_members(const struct command *c) {
 }
 
 static void everybody_dies(void) {
-    kill(-1, SIGKILL);
+    resident_end_all();
     held = false;
     for (unsigned i = 0; i < used; i++)
         if (command_has_tree(&commands[i]) && commands[i].state != S_KILLING)
@@ -282,7 +286,7 @@ static void advance(struct command *c, int64_t now) {
         return;
     if (c->clean >= (c->pid > 0 ? CLEAN_WATCHED : CLEAN)) {
         if (c->pid > 0)
-            kill(c->pid, SIGKILL); /* stopped, or waiting for a zombie that somebody traces */
+            resident_end(c->pid); /* stopped, or waiting for a zombie that somebody traces */
         command_settle(c);
         return;
     }

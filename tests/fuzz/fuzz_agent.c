@@ -41,6 +41,7 @@ static DIR *fuzz_opendir(const char *path);
 #define opendir fuzz_opendir
 #include "agent.c"
 #include "command.c"
+#include "output.c"
 #undef GRACE
 #include "held.c"
 #include "jobs.c"
@@ -101,6 +102,27 @@ pid_t launch(struct slot *slot, const struct program *p) {
         return begin_program(slot, p->in, p->out, p->err, -1);
     int err = p->handed[ERR] >= 0 ? p->handed[ERR] : p->handed[OUT];
     return begin_program(slot, p->in, p->handed[OUT], err, p->handed[STATUS]);
+}
+
+void resident_free(pid_t supervisor) {
+    (void)supervisor;
+}
+
+void resident_gone(pid_t supervisor) {
+    (void)supervisor;
+}
+
+void resident_end(pid_t supervisor) {
+    fuzz_kill(supervisor, SIGKILL);
+}
+
+void resident_end_all(void) {
+    fuzz_kill(-1, SIGKILL);
+}
+
+bool resident_idle(pid_t process) {
+    (void)process;
+    return false;
 }
 
 pid_t launch_helper(int in, int out) {

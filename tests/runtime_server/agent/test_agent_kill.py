@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from agentkit import Sandbox, running
 
+from runtime_server.agent import AgentError
+
 
 async def test_timeout_keeps_partial_output(sandbox: Sandbox) -> None:
     started = time.monotonic()
@@ -176,3 +178,80 @@ async def test_sigterm_from_outside_ends_everything(sandbox: Sandbox) -> None:
     await asyncio.wait_for(sandbox.process.wait(), 5)
     await asyncio.wait_for(sandbox.agent.wait_closed(), 5)
     assert time.monotonic() - started < 2 and sandbox.agent.closed
+
+
+# ---- supervisors that stay ---------------------------------------------------------------------------------
+
+
+async def parent(sandbox: Sandbox) -> int:
+    return int((await sandbox.sh("echo $PPID")).stdout.data)
+
+
+async def test_a_supervisor_with_nobody_left_takes_the_next_command(sandbox: Sandbox) -> None:
+    first = await parent(sandbox)
+    assert await parent(sandbox) == first
+    await sandbox.sh("sleep 111 &")
+    second = await parent(sandbox)
+    assert second != first and await parent(sandbox) == second
+    await sandbox.sh("pkill sleep")
+    assert await sandbox.settles()
+
+
+async def test_nothing_of_a_command_is_left_for_the_next(sandbox: Sandbox) -> None:
+    where = "pwd; umask; echo A=$A; ls /proc/self/fd | wc -l; cat; echo $1 >&2"
+    fresh = await sandbox.sh(where)
+    script = "ulimit -n 99; umask 0; trap '' PIPE USR1; exec 7</dev/null; cd /; exit 3"
+    other = await sandbox.run("sh", "-c", script, cwd="/usr", env={"A": "b"}, stdin=b"x")
+    assert other.exit_code == 3
+    again = await sandbox.sh(where)
+    assert (again.stdout, again.stderr) == (fresh.stdout, fresh.stderr)
+    assert (await sandbox.sh("grep SigIgn /proc/self/status")).stdout.data.split()[1].strip(b"0") == b""
+
+
+async def test_a_folder_that_is_missing_costs_no_supervisor(sandbox: Sandbox) -> None:
+    first = await parent(sandbox)
+    for _ in range(3):
+        with pytest.raises(AgentError):
+            await sandbox.run("true", cwd="/no/such")
+    assert await parent(sandbox) == first
+
+
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+async def test_an_idle_supervisor_that_is_hit_is_replaced_or_goes_on(
+    sandbox: Sandbox, signal: str, tmp_path: Path
+) -> None:
+    go, hit = tmp_path / "go", tmp_path / "hit"
+    script = f"(while ! [ -s {go} ]; do sleep 0.01; done; kill -{signal} $(cat {go}); echo > {hit}) &"
+    await sandbox.sh(script)  # keeps its own supervisor busy
+    await sandbox.agent.write_file(str(go), str(await parent(sandbox)).encode())
+    deadline = time.monotonic() + 10
+    while not hit.exists():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    assert [(await sandbox.sh("echo alive")).stdout.data for _ in range(3)] == [b"alive\n"] * 3
+
+
+async def test_a_command_too_large_for_a_supervisor_that_stays(sandbox: Sandbox) -> None:
+    await parent(sandbox)
+    for size in (16_000, 17_000, 120_000, 16_383):
+        assert (await sandbox.run("printf", "%s", "x" * size)).stdout.data == b"x" * size
+
+
+async def test_many_at_once_and_killed_while_they_go_on(sandbox: Sandbox) -> None:
+    async def one(number: int) -> None:
+        done = await sandbox.sh(f"echo {number}; sleep 0.0{number % 10}; echo x", timeout_s=20)
+        assert done.stdout.data == f"{number}\nx\n".encode()
+
+    for _ in range(3):
+        await asyncio.gather(*map(one, range(40)))
+        waiting = asyncio.ensure_future(sandbox.run("sleep", "777"))
+        assert await sandbox.settles("sleep 777")
+        await sandbox.agent.kill_all()
+        assert (await waiting).exit_code == 137
+    assert await sandbox.processes() == []
+
+
+async def test_output_larger_than_a_pipe_right_at_the_end(sandbox: Sandbox) -> None:
+    for _ in range(5):
+        done = await sandbox.sh("head -c 300000 /dev/zero; head -c 70000 /dev/zero >&2")
+        assert (done.stdout.total, done.stderr.total) == (300_000, 70_000)

@@ -92,7 +92,7 @@ async def test_terminal(sandbox: Sandbox) -> None:
 
 
 async def test_control_c_on_a_terminal(sandbox: Sandbox) -> None:
-    process = await sandbox.agent.spawn(["sh", "-c", "echo ready; sleep 60"], pty=(80, 24))
+    process = await sandbox.agent.spawn(["sh", "-c", "echo ready; exec sleep 60"], pty=(80, 24))
     await next_chunk(process)
     await process.write(b"\x03")
     assert (await asyncio.wait_for(process.wait(), 10)).signal == signal.SIGINT
