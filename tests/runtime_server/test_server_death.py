@@ -169,3 +169,17 @@ async def test_a_shell_that_ends_by_itself_is_still_that(boxes: Sandboxes) -> No
     with pytest.raises(Gone) as failed:
         await one.session.run(wire.Run(command="true"))
     assert (failed.value.code, failed.value.detail) == (Code.SESSION_ENDED, {"exit_code": 3})
+
+
+async def test_a_shell_that_is_killed_between_two_commands(boxes: Sandboxes) -> None:
+    """Whether its end is known here by then or on its way: that it has ended is what is said."""
+    one = await scene(boxes, left="")
+    for number in range(12):
+        session = one.shells.get((await one.shells.open(wire.OpenSession())).name)
+        pid = (await session.run(wire.Run(command="echo $$"))).stdout.text.strip()
+        await boxes.exec(one.box.id, wire.Exec(command=f"(sleep 0.0{number % 4}; kill -9 {pid}) &"))
+        with pytest.raises(Gone) as failed:
+            async with asyncio.timeout(10):
+                while True:
+                    await session.run(wire.Run(command="true"))
+        assert failed.value.code == Code.SESSION_ENDED
