@@ -288,3 +288,20 @@ def config_import(source: Path, output: Path | None, force: bool, as_json: bool)
     from orchestrator import cli_import
 
     raise SystemExit(cli_import.main(source, output, force, as_json))
+
+
+@cli.group()
+def data() -> None:
+    """Look at task files before a run trains on them."""
+
+
+@data.command("check")
+@click.argument("file", metavar="FILE|builtin:NAME")
+@click.option("--tokenizer", metavar="MODEL", help="Count prompts in tokens of this model.")
+@click.option("--function", "functions", multiple=True, help="As in data.reward_functions; may be repeated.")
+@_json
+def data_check(file: str, tokenizer: str | None, functions: tuple[str, ...], as_json: bool) -> None:
+    """Check every row of a task file, show the first task and which images it needs."""
+    from orchestrator import cli_data
+
+    raise SystemExit(cli_data.check(file, tokenizer, functions, as_json))
