@@ -21,12 +21,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from orchestrator import resources
+from orchestrator import plain_yaml, resources
 from orchestrator.config_keys import Key, keys, nearest, sections
 from orchestrator.errors import ConfigError
 from orchestrator.frozen import dataclass
+from orchestrator.plain_yaml import NULL, Node, NotPlain, Scalar, Section
+from orchestrator.plain_yaml import Sequence as Items
 from orchestrator.schema import Config
 from orchestrator.typed import Invalid, Problem
 
@@ -100,9 +100,9 @@ def _named(name: str | None) -> list[tuple[str, Path]]:
 
 def _extends(path: Path) -> str | None:
     root = _compose(_read(path), _short(path))
-    if isinstance(root, yaml.MappingNode):
+    if isinstance(root, Section):
         for key, value in root.value:
-            if key.value == "extends" and isinstance(value, yaml.ScalarNode):
+            if key.value == "extends" and isinstance(value, Scalar):
                 return str(value.value)
     return None
 
@@ -148,34 +148,61 @@ def from_yaml(text: str, layer: str, source: str) -> Iterator[Entry | str]:
     root = _compose(text, source)
     if root is None:
         return
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(root, Section):
         yield f"{source}: expected sections with keys below them, like `training:`"
         return
     yield from _walk(root, "", layer, source)
 
 
-_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FAST_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+def _compose(text: str, source: str) -> Node | None:
+    """What most files are, quickly; the library reads the rest, and has the better errors."""
+    with contextlib.suppress(NotPlain):
+        return plain_yaml.read(text)
+    import yaml
 
-
-def _compose(text: str, source: str) -> yaml.Node | None:
-    """libyaml is ten times as fast; what it cannot read is read again for the better error."""
-    with contextlib.suppress(yaml.YAMLError):
-        quick: yaml.Node | None = yaml.compose(text, Loader=_FAST)
+    with contextlib.suppress(yaml.YAMLError):  # libyaml is ten times as fast
+        quick: Node | None = _ours(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
         return quick
     try:
-        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        node: Node | None = _ours(yaml.compose(text, Loader=yaml.SafeLoader))
+        return node
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         raise ConfigError([f"{where}: not YAML: {getattr(error, 'problem', error)}"]) from error
-    return node
 
 
-def _walk(node: yaml.MappingNode, prefix: str, layer: str, source: str) -> Iterator[Entry | str]:
+_DEEP = 9
+"""No key is below so many others; what refers to itself has no bottom."""
+
+
+def _ours(node: Any, depth: int = 0) -> Any:
+    """A node of the library as one of ours."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode) and depth < _DEEP:
+        return Section([(_ours_scalar(key), _ours(value, depth + 1)) for key, value in node.value])
+    if isinstance(node, yaml.SequenceNode) and depth < _DEEP:
+        return Items([_ours(item, depth + 1) for item in node.value])
+    return None if node is None else _ours_scalar(node)
+
+
+def _ours_scalar(node: Any) -> Scalar:
+    def read() -> Any:
+        import yaml
+
+        try:
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        except yaml.YAMLError as error:  # a tag that is unknown
+            raise ValueError(str(error)) from error
+
+    return Scalar(node.value, node.tag, read, node.start_mark.line)
+
+
+def _walk(node: Section, prefix: str, layer: str, source: str) -> Iterator[Entry | str]:
     seen: set[str] = set()
     for key_node, value in node.value:
-        where = f"{source}:{key_node.start_mark.line + 1}"
+        where = f"{source}:{key_node.line + 1}"
         name = f"{prefix}{key_node.value}"
         if name in seen:
             yield f"{where}: {name} is given twice in this file; keep one"
@@ -184,10 +211,10 @@ def _walk(node: yaml.MappingNode, prefix: str, layer: str, source: str) -> Itera
         seen.add(name)
 
 
-def _entry(name: str, node: yaml.Node, layer: str, where: str, source: str) -> Iterator[Entry | str]:
+def _entry(name: str, node: Node, layer: str, where: str, source: str) -> Iterator[Entry | str]:
     key = find_key(name)
     if name in sections() or (key is not None and key.is_mapping and name == key.name):
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, Section):
             yield from _walk(node, f"{name}.", layer, source)
         elif not _is_null(node):
             yield f"{where}: {name} is a section; set {_example(name)}"
@@ -216,16 +243,16 @@ def _suggest(name: str) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else "; `orchestrate config keys` lists every key"
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.tag == NULL
 
 
-def _value(key: Key, node: yaml.Node) -> Any:
+def _value(key: Key, node: Node) -> Any:
     """What a node says for this key. Text stays as it was written. Raises ValueError with what it got."""
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, Section):
         raise ValueError("a mapping")
-    if isinstance(node, yaml.SequenceNode):
-        if not key.is_list or not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+    if isinstance(node, Items):
+        if not key.is_list or not all(isinstance(item, Scalar) for item in node.value):
             raise ValueError("a list" if not key.is_list else "a list of lists or mappings")
         return [item.value for item in node.value]
     if key.is_list or (_is_null(node) and not key.nullable and not key.is_text):
@@ -235,16 +262,15 @@ def _value(key: Key, node: yaml.Node) -> Any:
     return _scalar(key, node)
 
 
-def _is_bare_null(node: yaml.Node) -> bool:
+def _is_bare_null(node: Node) -> bool:
     return _is_null(node) and node.value in ("", "~", "null")
 
 
-def _scalar(key: Key, node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
+def _scalar(key: Key, node: Scalar) -> Any:
     try:
-        value = loader.construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError) as error:  # a tag that is unknown, or a date that is none
-        raise ValueError(f"`{getattr(node, 'value', '')}`") from error
+        value = node.read()
+    except ValueError as error:  # a tag that is unknown, or a date that is none
+        raise ValueError(f"`{node.value}`") from error
     if isinstance(value, bool) and not key.is_flag:
         raise ValueError(f"`{node.value}`")
     if key.is_flag and not isinstance(value, bool) and not (value is None and key.nullable):
@@ -289,7 +315,7 @@ def _assigned(name: str, text: str, layer: str, where: str) -> Iterator[Entry | 
     except ConfigError as error:
         yield f"{where}: {name}={text} is not YAML: {getattr(error.__cause__, 'problem', error)}"
         return
-    empty = yaml.ScalarNode("tag:yaml.org,2002:null", "")
+    empty = Scalar("", NULL, lambda: None)
     for found in _entry(name, node or empty, layer, where, where):
         yield found if isinstance(found, str) else Entry(found.name, found.value, layer, where)
 
@@ -336,6 +362,4 @@ def _explain(problem: Problem, entries: Mapping[str, Entry]) -> str:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, complete; `load` of that file gives the same configuration."""
-    data = config.model_dump(mode="json")
-    text: str = yaml.dump(data, Dumper=_FAST_DUMPER, sort_keys=False, allow_unicode=True, width=110)
-    return text
+    return plain_yaml.write(config.model_dump(mode="json"))

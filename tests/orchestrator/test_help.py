@@ -61,7 +61,7 @@ def test_an_installed_wheel_finds_its_data(tmp_path: Path) -> None:
     assert f"exec bash {tmp_path}/orchestrator/data/jobs/runtime.sh" in done.stdout
 
 
-SLOW = HEAVY - {"yaml"} | {
+SLOW = HEAVY | {
     *("click", "dataclasses", "inspect", "ast", "importlib.metadata", "concurrent", "logging", "platform"),
     *("uuid", "secrets", "random", "socket", "shutil", "ctypes", "tempfile", "hashlib", "asyncio"),
 }
