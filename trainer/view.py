@@ -52,6 +52,9 @@ def line(episode: Episode) -> dict[str, Any]:
         "tokens": len(episode.ids),
         "action_tokens": episode.action_tokens,
         "weight_version": episode.weight_version,
+        "spans": episode.spans,
+        "number": episode.number,
+        "failure": str(episode.failure),
         "timings": {name: round(seconds, 4) for name, seconds in episode.timings.items()},
     }
 
