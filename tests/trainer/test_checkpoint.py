@@ -137,11 +137,11 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, learner: Learner) -
     assert store.newest() is None
 
 
-@pytest.fixture
-def saver(tmp_path: Path) -> Iterator[Callable[..., str]]:
+@pytest.fixture(params=["", "background"])
+def saver(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
     """Write a line, read a line, of `saver.py`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # it forks
-    command = [sys.executable, str(Path(__file__).with_name("saver.py")), str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).with_name("saver.py")), str(tmp_path), request.param]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
