@@ -23,17 +23,21 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.environments import CommandResult, Timings, Verdict, Workspace
-from trainer.errors import Broken, Lost, TaskError
+from trainer.environments.local_shell import LocalShell, kept
+from trainer.environments.places import LocalPlace
+from trainer.errors import Broken, Lost, NoFile, TaskError
+from trainer.rewards import judge
 from trainer.tasks import Task
 
 NOBODY = 65534
 SETUP_TIMEOUT_S = 60.0
+FILE_TIMEOUT_S = 30.0
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -43,30 +47,55 @@ class LocalWorkspace(Timings):
 
     task: Task = field(kw_only=True)
     folder: Path = field(kw_only=True)
+    again: Callable[[Task], AbstractAsyncContextManager[Workspace]] = field(kw_only=True)
+    """Opens another one, for a judge."""
+    shell: LocalShell | None = None
 
     async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
-        try:
-            return await _shell(command, self.folder, timeout_s, max_output)
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-            raise Broken(f"the working directory is gone: {error}") from error
-        except OSError as error:
-            if error.errno == errno.E2BIG:  # an impossible command line
-                return CommandResult(str(error).encode(), 126)
-            raise Lost(f"no process could be started: {error}") from error
+        with _blamed():
+            try:
+                return await _shell(command, self.folder, timeout_s, max_output)
+            except OSError as error:
+                if error.errno == errno.E2BIG:  # an impossible command line
+                    return CommandResult(str(error).encode(), 126)
+                raise
 
-    async def verify(self) -> Verdict:
+    async def say(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
+        with _blamed():
+            if self.shell is None or not self.shell.alive:
+                self.shell = await LocalShell.start(_limited(), self.folder, _environment(self.folder))
+            return await self.shell.run(command, timeout_s, max_output)
+
+    async def read(self, path: str, max_bytes: int) -> bytes:
+        script = f'test -f "$1" && exec head -c {max_bytes + 1} -- "$1"; echo "no such file" >&2; exit 1'
+        data = await self._file(script, path, b"", max_bytes + 1)
+        if len(data) > max_bytes:
+            raise NoFile(f"{path} is longer than {max_bytes} bytes")
+        return data
+
+    async def write(self, path: str, data: bytes) -> None:
+        await self._file('mkdir -p -- "$(dirname -- "$1")" && cat > "$1"', path, data, 4096)
+
+    async def close(self) -> None:
+        if self.shell is not None:
+            await self.shell.close()
+
+    async def _file(self, script: str, path: str, data: bytes, max_bytes: int) -> bytes:
+        """A little script about one file, as the user whom commands run as. Raises NoFile."""
+        with _blamed():
+            result = await _shell(
+                script, self.folder, FILE_TIMEOUT_S, max_bytes, (path.replace("\0", ""),), data
+            )
+        if result.exit_code:
+            raise NoFile(f"{path}: {result.output.decode(errors='replace').strip()[-200:]}")
+        return result.output
+
+    async def verify(self, answer: str = "") -> Verdict:
         start = time.perf_counter()
-        verify = self.task.verify
         try:
-            _write(self.folder, verify.files)
-            result = await self.run(verify.command, verify.timeout_s, 4096)
-        except (OSError, TaskError) as error:  # a directory where a file must go, say: the policy's doing
-            return Verdict(0.0, f"the hidden test could not be brought in: {error}")
+            return await judge(self.task, LocalPlace(self), answer)
         finally:
             self.add("verify_s", time.perf_counter() - start)
-        return Verdict(
-            float(result.exit_code == 0), "" if result.exit_code == 0 else "the hidden test failed"
-        )
 
 
 class LocalEnvironment:
@@ -76,12 +105,13 @@ class LocalEnvironment:
     async def open(self, task: Task) -> AsyncIterator[Workspace]:
         start = time.perf_counter()
         folder = Path(tempfile.mkdtemp(prefix="unconfined-"))
-        workspace = LocalWorkspace(task=task, folder=folder)
+        workspace = LocalWorkspace(task=task, folder=folder, again=self.open)
         try:
             await self._prepare(workspace)
             workspace.add("create_s", time.perf_counter() - start)
             yield workspace
         finally:
+            await workspace.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -114,14 +144,39 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
         path.write_text(content)
 
 
-async def _shell(command: str, folder: Path, timeout_s: float, max_output: int) -> CommandResult:
+@contextlib.contextmanager
+def _blamed() -> Iterator[None]:
+    """Whose fault it is that no process could be started."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise Broken(f"the working directory is gone: {error}") from error
+    except OSError as error:
+        raise Lost(f"no process could be started: {error}") from error
+
+
+async def _shell(
+    command: str,
+    folder: Path,
+    timeout_s: float,
+    max_output: int,
+    arguments: Sequence[str] = (),
+    stdin: bytes = b"",
+) -> CommandResult:
     """Run one command line. The output goes to unnamed files, so that no pipe can hold us up."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
         process = await asyncio.create_subprocess_exec(
-            *_argv(command),
+            *_limited(),
+            "/bin/sh",
+            "-c",
+            command,
+            "sh",
+            *arguments,
             cwd=folder,
-            env={"PATH": _PATH, "HOME": str(folder), "LC_ALL": "C.UTF-8"},
-            stdin=asyncio.subprocess.DEVNULL,
+            env=_environment(folder),
+            stdin=given if stdin else asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             start_new_session=True,
@@ -136,14 +191,18 @@ async def _shell(command: str, folder: Path, timeout_s: float, max_output: int) 
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-        kept = b"".join(os.pread(stream.fileno(), max_output, 0) for stream in (out, err))
+        said = [kept(f.fileno(), 0, os.fstat(f.fileno()).st_size, max_output) for f in (out, err)]
     code = 124 if timed_out else _exit_code(process.returncode)
-    return CommandResult(kept, code, timed_out)
+    return CommandResult(b"".join(part for part, _ in said), code, timed_out, sum(left for _, left in said))
 
 
-def _argv(command: str) -> list[str]:
-    """`sh` under a limit on file sizes (output included), and as nobody when we are root."""
-    limited = ["/bin/sh", "-c", 'ulimit -f 20480; exec /bin/sh -c "$1"', "sh", command]
+def _environment(folder: Path) -> dict[str, str]:
+    return {"PATH": _PATH, "HOME": str(folder), "LC_ALL": "C.UTF-8"}
+
+
+def _limited() -> list[str]:
+    """What stands before a command: a limit on file sizes (output included), and nobody when we are root."""
+    limited = ["/bin/sh", "-c", 'ulimit -f 20480; exec "$@"', "sh"]
     if os.geteuid() != 0:
         return limited
     return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", *limited]

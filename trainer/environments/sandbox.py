@@ -1,10 +1,8 @@
 """The environment of a run: one container per trajectory, from the runtime server, over HTTP.
 
 What it is
-    `SandboxEnvironment` maps a task to a sandbox and the service's errors to blame. What the policy
-    cannot have caused (server gone, queue full, create failed, sandbox expired or forgotten) is `Lost`;
-    a sandbox that its own processes killed is `Broken`; a wrong key or a request that makes no sense
-    is `Refused`. A command that timed out or ran out of memory is a plain result.
+    `SandboxEnvironment` finds the server, makes a sandbox for each trajectory and removes it. What it raises,
+    and whose fault that is: `trainer.environments.workspace`.
 
 How to use it
     environment = SandboxEnvironment.of(config, run)
@@ -19,48 +17,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import posixpath
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from orchestrator.contract import Env, RunDirectory
 from runtime_server.errors import SandboxError
-from runtime_server.wire import RUN_LABEL, Code, CreateSandbox, Exec, ExecResult, Sandbox
-from trainer.environments import CommandResult, Timings, Verdict, Workspace
+from runtime_server.wire import RUN_LABEL, Code, CreateSandbox, Sandbox
+from trainer.environments import Workspace
 from trainer.environments.address import Address, find_server
-from trainer.errors import Broken, EnvironmentFailure, Lost, Refused
+from trainer.environments.workspace import SandboxWorkspace, Service, Several, blame
+from trainer.errors import EnvironmentFailure, Lost, Refused
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from orchestrator.schema import Config
-
-
-class Service(Protocol):
-    """The part of `runtime_server.client.Client` that an episode needs; each may raise SandboxError."""
-
-    async def create(self, request: CreateSandbox) -> Sandbox: ...
-
-    async def exec(self, sandbox: str, request: Exec) -> ExecResult: ...
-
-    async def kill(self, sandbox: str) -> None: ...
-
-    async def write_file(self, sandbox: str, path: str, data: bytes, mode: int = 0o644) -> object: ...
-
-    async def delete(self, sandbox: str) -> None: ...
-
-    async def capabilities(self) -> object: ...
-
-    async def close(self) -> None: ...
-
-
-@runtime_checkable
-class Several(Service, Protocol):
-    """A service behind which servers come and go (`runtime_server.fleet.Fleet`)."""
-
-    async def life(self) -> object: ...
 
 
 @runtime_checkable
@@ -73,111 +45,10 @@ class Fetching(Protocol):
 PREFETCH_S = 5.0
 MOVED_S = 60.0
 """How long to look for a server that is started again, to remove a sandbox that it took over."""
-GRACE_S = 30.0
-"""How long an answer may be later than the command's own time limit."""
-SETUP_TIMEOUT_S = 300.0
 DELETE_TIMEOUT_S = 30.0
 CREATE_SLACK_S = 120.0
 """How long a create may take beyond its time in the queue."""
-KEPT_FOR_LOG = 4096
 MOVING_S = 90.0
-
-_MISTAKES = {Code.UNAUTHORIZED, Code.BAD_REQUEST, Code.NOT_FOUND}
-_GONE = {Code.SANDBOX_DIED, Code.OOM}
-# What a policy can bring about in a living sandbox: a command line too long, a directory that it
-# removed, a directory where a file of the hidden test must go. Never a reason to stop the run.
-_IMPOSSIBLE = {Code.BAD_REQUEST, Code.TOO_LARGE, Code.FILE_ERROR, Code.FILE_NOT_FOUND}
-
-
-@contextmanager
-def blame(what: str, *, policy: bool) -> Iterator[None]:
-    """Turn the service's errors into ours. `policy` says whether the policy has acted already."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise Lost(f"{what}: no answer in time") from error
-    except SandboxError as error:
-        raise _blamed(what, error, policy) from error
-
-
-def _blamed(what: str, error: SandboxError, policy: bool) -> EnvironmentFailure:
-    text = f"{what}: {error.code}: {error}"
-    if error.code in _MISTAKES:
-        return Refused(text)
-    if policy and error.code in _GONE:
-        return Broken(text)
-    # We made it and did not remove it, so a sandbox that the server does not know was lost by the server.
-    return Lost(text)
-
-
-@dataclass
-class SandboxWorkspace(Timings):
-    """One sandbox of the runtime server."""
-
-    task: Task = field(kw_only=True)
-    client: Service = field(kw_only=True)
-    sandbox: Sandbox = field(kw_only=True)
-
-    async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
-        with blame("command", policy=True):
-            try:
-                result = await self._exec(command, timeout_s, max_output)
-            except SandboxError as error:
-                if error.code in _IMPOSSIBLE:
-                    return CommandResult(str(error).encode(), 126)
-                raise
-        return CommandResult(result.stdout.raw + result.stderr.raw, result.exit_code, result.timed_out)
-
-    async def verify(self) -> Verdict:
-        start = time.perf_counter()
-        try:
-            return await self._judge()
-        finally:
-            self.add("verify_s", time.perf_counter() - start)
-
-    async def prepare(self) -> None:
-        """The task's set-up. Whatever fails here, the policy has not acted yet."""
-        start = time.perf_counter()
-        with blame("set-up", policy=False):
-            await self._write(self.task.setup.files)
-            for command in self.task.setup.commands:
-                result = await self._exec(command, SETUP_TIMEOUT_S, KEPT_FOR_LOG)
-                if not result.ok:
-                    said = result.stderr.text.strip()[-500:]
-                    raise Lost(f"set-up: {command!r} ended with {result.exit_code}: {said}")
-        self.add("setup_s", time.perf_counter() - start)
-
-    async def _judge(self) -> Verdict:
-        verify = self.task.verify
-        with blame("hidden test", policy=True):
-            try:
-                # what the policy left running could watch the test come in, and change it
-                async with asyncio.timeout(GRACE_S):
-                    await self.client.kill(self.sandbox.id)
-                await self._write(verify.files)
-                result = await self._exec(verify.command, verify.timeout_s, KEPT_FOR_LOG)
-            except SandboxError as error:
-                if error.code in _IMPOSSIBLE:
-                    return Verdict(0.0, f"the hidden test could not be run: {error}")
-                raise
-        if result.ok:
-            return Verdict(1.0)
-        return Verdict(
-            0.0, "the hidden test ran out of time" if result.timed_out else "the hidden test failed"
-        )
-
-    async def _exec(self, command: str, timeout_s: float, max_output: int) -> ExecResult:
-        request = Exec(
-            command=command, cwd=self.sandbox.workdir or None, timeout_s=timeout_s, max_output=max_output
-        )
-        async with asyncio.timeout(timeout_s + GRACE_S):
-            return await self.client.exec(self.sandbox.id, request)
-
-    async def _write(self, files: Mapping[str, str]) -> None:
-        for name, content in files.items():
-            path = posixpath.join(self.sandbox.workdir, name)
-            async with asyncio.timeout(GRACE_S):
-                await self.client.write_file(self.sandbox.id, path, content.encode(), 0o644)
 
 
 class SandboxEnvironment:
@@ -228,7 +99,7 @@ class SandboxEnvironment:
         with self._moving(), blame("create", policy=False):
             async with asyncio.timeout(self._queue_timeout_s + CREATE_SLACK_S):
                 sandbox = await self._create(client, request)
-        workspace = SandboxWorkspace(task=task, client=client, sandbox=sandbox)
+        workspace = SandboxWorkspace(task=task, client=client, sandbox=sandbox, again=self.open)
         workspace.add("create_s", time.perf_counter() - start)
         try:
             await workspace.prepare()
