@@ -5,6 +5,7 @@ How to run it (as root: it starts the private cluster of tests/cluster)
 
 What it measures, medians over the rounds, in seconds unless the name says otherwise
     launch_s            `orchestrate launch --config dev`, the whole process: two jobs, snapshot, fsyncs
+    launch_first_s      the same into an empty directory of runs: all of the code is copied, not linked
     sbatch_s            two bare sbatch, one after the other
     submitit_s          the whole Python process that submits two jobs with submitit
     scheduling_s        Slurm's own part: from `scontrol release` to the first line of a bare held job
@@ -14,13 +15,14 @@ What it measures, medians over the rounds, in seconds unless the name says other
     help_cpu_ms         CPU time of `orchestrate --help`
 
 What it does not do
-    Server and trainer are the tests' stand-ins: neither sandboxes nor models are measured here. Three
+    Server and trainer are the tests' stand-ins: neither sandboxes nor models are measured here. The
     ways of submitting take turns in each round, so that a busy machine is unfair to none.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import statistics
@@ -56,6 +58,7 @@ def inside(folder: Path, rounds: int) -> dict[str, Any]:
     """All measurements; runs on the login host of the cluster."""
     ways: dict[str, Callable[[], object]] = {
         "launch_s": lambda: launch(folder),
+        "launch_first_s": lambda: launch(folder / f"first-{time.time_ns()}"),
         "sbatch_s": lambda: sbatch(folder),
         "submitit_s": lambda: run([sys.executable, "-c", SUBMITIT, str(folder / "submitit")]),
     }
@@ -179,6 +182,8 @@ def main() -> int:
 def in_cluster(rounds: int) -> dict[str, Any]:
     from tests.cluster.cluster import Cluster
 
+    # the cluster's user cannot write beside the sources; whoever installs or runs them first does
+    compileall.compile_dir(ROOT / "orchestrator", quiet=2)
     git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
     with Cluster() as cluster:
         folder = Path(tempfile.mkdtemp(dir=cluster.shared))

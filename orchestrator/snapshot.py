@@ -61,7 +61,7 @@ class Snapshot:
 
 def is_secret(path: str | PurePath) -> bool:
     """True for names that usually hold keys or passwords."""
-    given = os.path.basename(path)  # noqa: PTH119 - see _refuse
+    given = os.path.basename(path)  # noqa: PTH119 - see _real
     name = given.lower()
     if name in _SECRET or name.startswith(_SECRET_STARTS) or name.endswith(_SECRET_ENDS):
         return True
@@ -127,7 +127,7 @@ def _take(
     left_out: list[str] = []
     wanted: list[str] = []
     for name in dict.fromkeys([*(n for n in names if not n.startswith(NOT_RUN)), *_built(checkout)]):
-        reason = _refuse(real, name, _real(real, name, folders), forbidden)
+        reason = _refuse(real, name, *_real(real, name, folders), forbidden)
         if reason is None:
             wanted.append(name)
         elif reason:
@@ -136,31 +136,36 @@ def _take(
     return _with_commit(checkout, questions, len(wanted), left_out)
 
 
-def _real(checkout: str, name: str, folders: dict[str, str]) -> str:
-    """`realpath` of a file; that of its folder is only asked for once."""
+def _real(checkout: str, name: str, folders: dict[str, str]) -> tuple[str, os.stat_result | None]:
+    """`realpath` of a file, that of its folder only asked for once, and how it stands; None when it is gone
+    but still in the index, or a dangling link.
+
+    Strings, not Path objects: this runs for each of hundreds of files while somebody waits.
+    """
     folder, _, last = name.rpartition("/")
     if folder not in folders:
         folders[folder] = os.path.realpath(f"{checkout}/{folder}")
     path = f"{folders[folder]}/{last}"
-    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 - see _refuse
+    with contextlib.suppress(OSError):
+        about = os.lstat(path)
+        if not stat.S_ISLNK(about.st_mode):
+            return path, about
+        path = os.path.realpath(path)
+        return path, os.stat(path)  # noqa: PTH116 - see above
+    return path, None
 
 
-def _refuse(checkout: str, name: str, target: str, forbidden: list[str]) -> str | None:
-    """Why a file is left out; None when it is copied, "" when it is not worth a word.
-
-    Strings, not Path objects: this runs for each of hundreds of files while somebody waits.
-    """
-    try:
-        about = os.stat(target)  # noqa: PTH116 - see above
-    except OSError:  # deleted but still in the index, a dangling link
-        return ""
-    if not stat.S_ISREG(about.st_mode):  # a submodule
+def _refuse(
+    checkout: str, name: str, target: str, about: os.stat_result | None, forbidden: list[str]
+) -> str | None:
+    """Why a file is left out; None when it is copied, "" when it is not worth a word."""
+    if about is None or not stat.S_ISREG(about.st_mode):  # nothing, or a submodule
         return ""
     if any(target == f or target.startswith(f + os.sep) for f in forbidden):
         return ""
     if not target.startswith(checkout + os.sep):
         return "a link that leads out of the checkout"
-    if is_secret(name) or is_secret(target):
+    if is_secret(name) or (not target.endswith(f"/{name}") and is_secret(target)):
         return "looks like a secret"
     return f"larger than {MAX_FILE >> 20} MiB" if about.st_size > MAX_FILE else None
 
@@ -186,7 +191,7 @@ def _make_folders(into: Path, names: Sequence[str]) -> list[Path]:
         if folder not in made:
             make(folder.rpartition("/")[0])
             made[folder] = f"{into}/{folder}"
-            os.mkdir(made[folder])  # noqa: PTH102 - see _refuse
+            os.mkdir(made[folder])  # noqa: PTH102 - see _real
 
     for name in names:
         make(name.rpartition("/")[0])
