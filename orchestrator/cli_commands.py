@@ -156,6 +156,21 @@ def logs(**options: Any) -> None:
 
 @cli.command()
 @_run
+@click.option("--step", type=click.IntRange(min=0), help="Which step; default: the newest.")
+@click.option("--task", default="", metavar="ID", help="Only this task's episodes, all of them in full.")
+@click.option("--validation", is_flag=True, help="Of a validation, instead of a step.")
+@click.option("--all", "everything", is_flag=True, help="Every episode in full, not only a few.")
+@_runs_dir
+@_json
+def rollouts(run: str | None, runs_dir: Path | None, **options: Any) -> None:
+    """Show what the policy did, turn by turn, what it saw, and what it was worth."""
+    from orchestrator import cli_rollouts
+
+    raise SystemExit(cli_rollouts.main(run, runs_dir, **options))
+
+
+@cli.command()
+@_run
 @click.option("--timeout", default=90.0, show_default=True, help="Seconds to wait until every job is over.")
 @_runs_dir
 @_json

@@ -92,6 +92,8 @@ class Episode:
     number: int = 0
     """Its place in the step: what its seeds come from."""
     failure: Failure = Failure.NONE
+    prompt: str = ""
+    """What the task asks, as text, for the log."""
     answer: str = ""
     """What the policy said last, without the token that ends it."""
     spans: list[tuple[int, int]] = field(default_factory=list)

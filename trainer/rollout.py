@@ -216,7 +216,7 @@ class Rollouts:
     def _started(self, place: _Place, agent: Agent) -> Episode:
         task = place.task
         episode = agent.start(task.id, place.group, task.messages or task.prompt)
-        episode.number = place.number
+        episode.number, episode.prompt = place.number, task.prompt
         return episode
 
     async def _episode(self, place: _Place, slots: asyncio.Semaphore) -> Episode:
