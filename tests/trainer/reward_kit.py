@@ -150,6 +150,7 @@ def write(path: str, content: str) -> str:
 
 
 FIX = write("sums.py", RIGHT)
+GIT = "git init -q . && git add -A && git -c user.email=a@b -c user.name=n commit -q -m one"
 PASS_ALL = (
     "import pytest\n\n\n"
     "@pytest.hookimpl(hookwrapper=True)\n"

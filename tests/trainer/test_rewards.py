@@ -11,6 +11,7 @@ from reward_kit import (
     BROKEN,
     FILES,
     FIX,
+    GIT,
     PATCHED_RUN,
     REWARD,
     RIGHT,
@@ -130,9 +131,6 @@ async def test_r2e_wants_exactly_the_expected_statuses(
         arguments=("r2e_tests",),
     )
     assert (await judged(WORLD, task, commands)).reward == reward
-
-
-GIT = "git init -q . && git add -A && git -c user.email=a@b -c user.name=n commit -q -m one"
 
 
 @pytest.mark.parametrize(
