@@ -1,0 +1,227 @@
+"""Templated shell tasks: one command does each, and a small pretrained model finds it now and then.
+
+What it is
+    A task shows a short session (a wish as a comment, the command that grants it) and ends with a wish of its
+    own. Wishes are made from templates: count lines, take a field, rename, sum a column …, with files, words
+    and numbers drawn from a seed. `training` and `validation` share no template: what is measured on the
+    latter was not practised.
+
+How to use it
+    data.train=builtin:shell data.validation=builtin:shell-validation      (config/smollm2.yaml)
+
+What it does not do
+    It needs no chat template: the session is plain text, and a newline ends a command.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.tasks import Reward, Setup, Task
+
+WORKDIR = "/tmp/task"  # noqa: S108 - in the sandbox, which is the task's own
+PER_TEMPLATE = 24
+VALIDATION_PER_TEMPLATE = 8
+SESSION = """\
+# Write the name of this directory into here.txt
+$ pwd > here.txt
+# Show all files, also hidden ones, and write them into list.txt
+$ ls -a > list.txt
+# {wish}
+$ """
+FILES = ("notes", "fruits", "log", "names", "data", "report", "items", "todo")
+WORDS = ("apple", "pear", "plum", "fig", "melon", "grape", "lemon", "olive", "peach", "berry")
+TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one task is made of: a file, its lines, words and a number."""
+
+    file: str
+    other: str
+    lines: tuple[str, ...]
+    word: str
+    number: int
+
+    @property
+    def text(self) -> str:
+        return "".join(f"{line}\n" for line in self.lines)
+
+
+Made = tuple[str, dict[str, str], str]
+"""A wish, the files that are there, and a command whose exit code 0 says that it was granted."""
+Template = Callable[[Drawn], Made]
+
+
+def _says(path: str, wanted: str) -> str:
+    """A file holds this, spaces and empty lines aside: `wc` of some systems puts spaces in front."""
+    return f'test "$(tr -d " \\n" < {shlex.quote(path)})" = {shlex.quote("".join(wanted.split()))}'
+
+
+def _answer(wish: str, drawn: Drawn, wanted: str) -> Made:
+    text = f"{wish} and write the result into answer.txt"
+    return text, {drawn.file: drawn.text}, _says("answer.txt", wanted)
+
+
+def count_lines(d: Drawn) -> Made:
+    return _answer(f"Count the lines of {d.file}", d, str(len(d.lines)))
+
+
+def count_words(d: Drawn) -> Made:
+    return _answer(f"Count the words of {d.file}", d, str(len(d.text.split())))
+
+
+def sort_lines(d: Drawn) -> Made:
+    return _answer(f"Sort the lines of {d.file}", d, "\n".join(sorted(d.lines)))
+
+
+def reverse_sort(d: Drawn) -> Made:
+    return _answer(
+        f"Sort the lines of {d.file} in reverse order", d, "\n".join(sorted(d.lines, reverse=True))
+    )
+
+
+def first_lines(d: Drawn) -> Made:
+    return _answer(f"Take the first {d.number} lines of {d.file}", d, "\n".join(d.lines[: d.number]))
+
+
+def last_lines(d: Drawn) -> Made:
+    return _answer(f"Take the last {d.number} lines of {d.file}", d, "\n".join(d.lines[-d.number :]))
+
+
+def matching(d: Drawn) -> Made:
+    found = "\n".join(line for line in d.lines if d.word in line)
+    return _answer(f"Find the lines of {d.file} that contain {d.word}", d, found)
+
+
+def count_matching(d: Drawn) -> Made:
+    found = sum(d.word in line for line in d.lines)
+    return _answer(f"Count the lines of {d.file} that contain {d.word}", d, str(found))
+
+
+def without(d: Drawn) -> Made:
+    found = "\n".join(line for line in d.lines if d.word not in line)
+    return _answer(f"Find the lines of {d.file} that do not contain {d.word}", d, found)
+
+
+def field(d: Drawn) -> Made:
+    found = "\n".join(line.split()[0] for line in d.lines)
+    return _answer(
+        f"Cut out the first field of each line of {d.file}, fields are separated by a space", d, found
+    )
+
+
+def unique(d: Drawn) -> Made:
+    names = sorted({line.split()[0] for line in d.lines})
+    twice = tuple(line.split()[0] for line in d.lines + d.lines)
+    again = Drawn(d.file, d.other, twice, d.word, d.number)
+    return _answer(f"Sort the lines of {d.file} without repeating any", again, "\n".join(names))
+
+
+def sum_column(d: Drawn) -> Made:
+    total = sum(int(line.split()[1]) for line in d.lines)
+    return _answer(f"Sum the second column of {d.file} with awk", d, str(total))
+
+
+def upper(d: Drawn) -> Made:
+    return _answer(f"Turn {d.file} into upper case", d, d.text.upper())
+
+
+def rename(d: Drawn) -> Made:
+    done = f"test ! -e {d.file} && {_says(d.other, d.text)}"
+    return f"Rename {d.file} to {d.other}", {d.file: d.text}, done
+
+
+def copy(d: Drawn) -> Made:
+    done = f"{_says(d.file, d.text)} && {_says(d.other, d.text)}"
+    return f"Copy {d.file} to {d.other}", {d.file: d.text}, done
+
+
+def remove(d: Drawn) -> Made:
+    done = f"test ! -e {d.file} && test -f {d.other}"
+    return f"Remove the file {d.file}", {d.file: d.text, d.other: d.text}, done
+
+
+def folder(d: Drawn) -> Made:
+    return f"Make a directory called {d.word}", {d.file: d.text}, f"test -d {d.word} && test -f {d.file}"
+
+
+def empty_file(d: Drawn) -> Made:
+    return (
+        f"Make an empty file called {d.other}",
+        {d.file: d.text},
+        f"test -f {d.other} && test ! -s {d.other}",
+    )
+
+
+def append(d: Drawn) -> Made:
+    return f"Append the word {d.word} to {d.file}", {d.file: d.text}, _says(d.file, d.text + d.word)
+
+
+def into(d: Drawn) -> Made:
+    done = f"test -d {d.word} && test ! -e {d.file} && {_says(f'{d.word}/{d.file}', d.text)}"
+    files = {d.file: d.text, f"{d.word}/keep": ""}
+    return f"Move {d.file} into the directory {d.word}", files, done
+
+
+def replace(d: Drawn) -> Made:
+    done = _says(d.file, d.text.replace(d.word, "cherry"))
+    return f"Replace {d.word} by cherry in {d.file}, in place", {d.file: d.text}, done
+
+
+def join(d: Drawn) -> Made:
+    done = _says("both.txt", d.text + "end\n")
+    files = {d.file: d.text, d.other: "end\n"}
+    return f"Join {d.file} and {d.other} and write them into both.txt", files, done
+
+
+TRAINING: tuple[Template, ...] = (
+    count_lines, sort_lines, first_lines, matching, count_matching, field, sum_column, upper, rename, remove,
+    folder, append, into, replace,
+)  # fmt: skip
+VALIDATION: tuple[Template, ...] = (
+    count_words, reverse_sort, last_lines, without, unique, copy, empty_file, join,
+)  # fmt: skip
+
+
+def training() -> list[Task]:
+    """`builtin:shell`."""
+    return _tasks(TRAINING, PER_TEMPLATE)
+
+
+def validation() -> list[Task]:
+    """`builtin:shell-validation`: templates that training never shows."""
+    return _tasks(VALIDATION, VALIDATION_PER_TEMPLATE)
+
+
+def _tasks(templates: tuple[Template, ...], each: int) -> list[Task]:
+    return [make(template, number) for template in templates for number in range(each)]
+
+
+def make(template: Template, number: int, seed: int = 0) -> Task:
+    """The task of a template with that number; the same on every machine."""
+    wish, files, done = template(drawn(template, number, seed))
+    name = template.__name__.replace("_", "-")
+    return Task(
+        id=f"shell-{name}-{number:02d}",
+        prompt=SESSION.format(wish=wish),
+        reward=Reward(done, timeout_s=TIMEOUT_S),
+        setup=Setup(files),
+        workdir=WORKDIR,
+        source=f"shell/{name}",
+    )
+
+
+def drawn(template: Template, number: int, seed: int = 0) -> Drawn:
+    """What a task is made of."""
+    draw = random.Random(f"{seed}/{template.__name__}/{number}")  # noqa: S311 - words, no secret
+    file, other = (f"{name}.txt" for name in draw.sample(FILES, 2))
+    words = draw.sample(WORDS, 5)
+    chosen = [*words, words[0], words[1]][: draw.randint(5, 7)]
+    draw.shuffle(chosen)
+    lines = tuple(f"{word} {draw.randint(1, 99)}" for word in chosen)
+    return Drawn(file, other, lines, words[0], draw.randint(2, 4))
