@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
+from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_json_lines
+from orchestrator.schema import Config
+from trainer.errors import Missing
+from trainer.loggers import KINDS, Careful, open_loggers
 from trainer.metrics import COLLAPSED_STEPS, Clock, Metrics, Row, alarms
+from trainer.preflight import problems
 
 
 def names(row: Row, before: list[Row] | None = None) -> list[tuple[str, bool]]:
@@ -88,3 +97,88 @@ def test_a_policy_that_does_not_end_its_episodes_any_more_has_collapsed() -> Non
     assert names(bad, [bad] * 50) == [("truncated", False)]  # it never ended any: not learned yet
     assert names({"status/truncated": 0.0, "status/infra": 1.0}, [good]) == []
     assert names({"status/truncated": 0.5, "status/infra": 0.5}, [good]) == [("truncated", False)]
+
+
+def test_a_mismatch_that_jumps_is_an_alarm_though_it_is_allowed() -> None:
+    before: list[Row] = [{"mismatch": 1e-6}] * 8
+    assert names({"mismatch": 5e-4}, before) == []  # much more than it was, and still nothing
+    assert names({"mismatch": 0.02}, before) == [("mismatch_jump", False)]
+    assert names({"mismatch": 0.02}, before[:4]) == []  # too few steps to know what is usual
+    assert names({"mismatch": 0.02}, [{"mismatch": 0.01}] * 8) == []
+    assert names({"mismatch": 0.2}, before) == [("mismatch", True)]
+
+
+def test_where_episodes_may_be_old_a_mismatch_stops_nothing() -> None:
+    assert [a.fatal for a in alarms({"mismatch": 0.2}, [], limit=0.1, stale=True)] == [False]
+
+
+# --- loggers -----------------------------------------------------------------------------------------
+
+
+class Kept:
+    """A logger in this process; `fails` makes it raise."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.fails, self.closed = fails, 0
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        if self.fails:
+            raise OSError("no network")
+        self.rows.append((step, dict(row)))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_loggers_get_every_row_without_what_is_not_finite(tmp_path: Path) -> None:
+    kept = Kept()
+    metrics = Metrics(tmp_path / "metrics.jsonl", loggers=[kept])
+    metrics.log({"step": 3, "kl": 0.5, "loss_policy": math.nan})
+    metrics.close()
+    assert kept.rows == [(3, {"step": 3, "kl": 0.5})] and kept.closed == 1
+
+
+def test_a_logger_that_fails_is_named_once_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = Kept(fails=True)
+    careful = Careful("wandb", kept)
+    for step in range(3):
+        careful.log({}, step)
+    careful.close()
+    assert (
+        capsys.readouterr().err == "warning: wandb is left out from now on: no network\n" and not kept.closed
+    )
+
+
+def test_a_logger_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
+    run, config = RunDirectory.create(tmp_path), Config()
+    absent = [name for name in KINDS if find_spec(name) is None]
+    for name in absent:
+        with pytest.raises(Missing, match=rf"pip install 'orchestrate-rl\[{name}\]'"):
+            open_loggers([name], run, config)
+        config.trainer.loggers = [name]  # type: ignore[list-item]
+        assert any(f"orchestrate-rl[{name}]" in problem for problem in problems(config))
+    with pytest.raises(Missing, match="'mlflow'; there are wandb, trackio"):
+        open_loggers(["mlflow"], run, config)
+    assert open_loggers([], run, config) == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_real_package_takes_rows_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    for variable, value in (
+        ("WANDB_MODE", "offline"),
+        ("WANDB_SILENT", "true"),
+        ("TRACKIO_DIR", str(tmp_path / "trackio")),
+        ("HF_HUB_OFFLINE", "1"),
+    ):
+        monkeypatch.setenv(variable, value)
+    run = RunDirectory.create(tmp_path)
+    run.training.mkdir(exist_ok=True)
+    (logger,) = open_loggers([name], run, Config())
+    for step in range(2):
+        logger.log({"step": step, "kl": 0.5}, step)
+    logger.close()
+    assert isinstance(logger, Careful) and not logger.failed
