@@ -103,8 +103,9 @@ def assemble(
 def open_tasks(config: Config, run: RunDirectory) -> tuple[Sequence[Task], Sequence[Task]]:
     """For training and for validation; a family's are made on the spot. Raises TaskError."""
     validation = config.data.validation
-    tasks = load_tasks(config.data.train, run.training)
-    return tasks, load_tasks(validation, run.training) if validation else ()
+    functions = config.data.reward_functions
+    tasks = load_tasks(config.data.train, run.training, functions)
+    return tasks, load_tasks(validation, run.training, functions) if validation else ()
 
 
 def open_metrics(run: RunDirectory, config: Config, step: int, ranks: Ranks) -> Metrics:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer import lora, packing
+from trainer import lora, packing, smollm2
 from trainer.errors import ModelError
 from trainer.head import LOGITS_AT_ONCE, token_scores
 
@@ -86,6 +86,8 @@ def find_model(name: str) -> Path:
     """The directory of a Hugging Face model: `name` itself, or its download. Raises ModelError."""
     if Path(name).is_dir():
         return Path(name)
+    if name == smollm2.NAME:
+        return smollm2.ensure()
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

@@ -18,6 +18,7 @@ from trainer import loggers
 
 BUILTIN = "builtin:"
 TINY = "builtin:tiny"
+MODELS = (TINY, "builtin:smollm2")
 
 
 def problems(config: Config) -> list[str]:
@@ -63,8 +64,8 @@ def _inputs(config: Config) -> list[str]:
         if source and not source.startswith(BUILTIN) and not Path(source).is_file():
             found.append(f"{key}={source} is no file: name a parquet file of tasks, or builtin:NAME")
     path = config.model.path
-    if path.startswith(BUILTIN) and path != TINY:
-        found.append(f"model.path={path}: the only built-in model is {TINY}")
+    if path.startswith(BUILTIN) and path not in MODELS:
+        found.append(f"model.path={path}: the built-in models are {' and '.join(MODELS)}")
     if path.startswith(("/", "./", "../", "~")) and not (Path(path) / "config.json").is_file():
         found.append(f"model.path={path} holds no config.json: name a Hugging Face model directory")
     return found
