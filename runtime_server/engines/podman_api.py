@@ -67,7 +67,8 @@ class Api:
         (image_missing, not_found), else Internal (create_failed). A dead service is started again."""
         session, life = self._session(), self._life
         call: Callable[[], Any] = lambda: _send(session, method, path, data, params, timeout_s)  # noqa: E731
-        for left in range(BUSY_TRIES if busy else 1, 0, -1):
+        tries = BUSY_TRIES if busy or method == "GET" else 1  # what does no harm when it is done twice
+        for left in range(tries, 0, -1):
             try:
                 answer = await self._in_thread(call, whole=busy)
             except (requests.ConnectionError, APIError) as error:

@@ -50,7 +50,14 @@ class Images:
             self._known[name] = known
             if len(self._known) > KNOWN_MAX:
                 self._known.pop(next(iter(self._known)))
-        image = await asyncio.shield(known[1])
+        try:
+            image = await asyncio.shield(known[1])
+        except NotFound:
+            raise
+        except SandboxError:  # that Podman did not answer is true of that moment only
+            if self._known.get(name) is known:
+                del self._known[name]
+            raise
         if image.id in self._pulled:
             self._pulled[image.id] = (self._pulled[image.id][0], time.monotonic())
         return image

@@ -200,6 +200,25 @@ async def test_creates_and_forks_go_on_while_podmans_service_is_started_again(bo
 
 
 @pytest.mark.container
+@pytest.mark.filterwarnings("ignore:.*UDSSocket:pytest.PytestUnraisableExceptionWarning")
+async def test_an_image_is_found_in_the_moment_in_which_the_service_is_killed(boxes: Sandboxes) -> None:
+    """And that it once was not is not believed for long."""
+    engine = engine_of(boxes)
+    engine._images._known.clear()
+    for pid in processes.services(engine.state.token):
+        processes.send(pid)
+        processes.gone(pid, 10)
+    assert (await boxes.create(wire.CreateSandbox())).state == "running"
+    engine._images._known.clear()
+    engine._api.disconnect()
+    with pytest.raises(Internal):
+        await boxes.create(wire.CreateSandbox())
+    engine._api.connect(engine.state.socket)
+    assert (await boxes.create(wire.CreateSandbox())).state == "running"
+    gc.collect()  # the podman package leaves a socket that was refused to the collector
+
+
+@pytest.mark.container
 async def test_helpers_that_could_not_be_started_are_when_they_are_needed(boxes: Sandboxes) -> None:
     engine = engine_of(boxes)
     await engine._roots.start(engine.state, 1 << 22)  # a service that has died again
