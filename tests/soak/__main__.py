@@ -55,6 +55,10 @@ class Soak:
             await self._block(numbers, calm=first < CALM * self.options.cycles)
             self._say(numbers.stop)
         self.tally.problems += await self.quiet.ended()
+        failed, killed = self.tally.counted["create_failed"], self.tally.killed
+        most = self.options.at_once * (killed["service"] + killed["server"])
+        if failed > most:  # those under way at each kill, and no more after it
+            self.tally.problems.append(f"{failed} creates failed, and at most {most} were struck")
 
     async def _block(self, numbers: range, *, calm: bool) -> None:
         limit = asyncio.Semaphore(self.options.at_once)
