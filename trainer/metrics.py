@@ -85,7 +85,8 @@ class Metrics:
             if self._board is not None and name != "step":
                 self._board.add_scalar(name, value, int(row["step"]))
         for logger in self._loggers:
-            logger.log({name: value for name, value in row.items() if math.isfinite(value)}, int(row["step"]))
+            finite = {name: value for name, value in row.items() if name != "step" and math.isfinite(value)}
+            logger.log(finite, int(row["step"]))
 
     def close(self) -> None:
         for logger in self._loggers:

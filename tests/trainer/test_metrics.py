@@ -136,7 +136,7 @@ def test_loggers_get_every_row_without_what_is_not_finite(tmp_path: Path) -> Non
     metrics = Metrics(tmp_path / "metrics.jsonl", loggers=[kept])
     metrics.log({"step": 3, "kl": 0.5, "loss_policy": math.nan})
     metrics.close()
-    assert kept.rows == [(3, {"step": 3, "kl": 0.5})] and kept.closed == 1
+    assert kept.rows == [(3, {"kl": 0.5})] and kept.closed == 1
 
 
 def test_a_logger_that_fails_is_named_once_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,6 +179,6 @@ def test_the_real_package_takes_rows_without_a_network(
     run.training.mkdir(exist_ok=True)
     (logger,) = open_loggers([name], run, Config())
     for step in range(2):
-        logger.log({"step": step, "kl": 0.5}, step)
+        logger.log({"kl": 0.5}, step)
     logger.close()
     assert isinstance(logger, Careful) and not logger.failed
