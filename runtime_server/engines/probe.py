@@ -95,28 +95,6 @@ def own_cgroup(pid: int, controller: str) -> Path | None:
     return None if found == cgroup_directory(os.getpid(), controller) else found
 
 
-def oom_kills(memory: Path | None) -> int:
-    """How many processes the kernel killed for memory in this cgroup; 0 when it cannot be known.
-
-    It is asked twice for every command, so it makes no objects: 10 µs, where `Path.read_text` takes 60.
-    """
-    if memory is None:
-        return 0
-    for name in ("memory.events", "memory.oom_control"):
-        try:
-            file = os.open(f"{memory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            words = os.read(file, 4096).split()
-            return int(words[words.index(b"oom_kill") + 1])
-        except (OSError, ValueError, IndexError):
-            continue
-        finally:
-            os.close(file)
-    return 0
-
-
 def compiled_seccomp(container: Path) -> str:
     """crun leaves the compiled default filter behind and takes it back: 18 ms of CPU for each sandbox.
 

@@ -25,8 +25,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime_server.engines import Container, processes
-from runtime_server.engines.probe import oom_kills
+from runtime_server.engines import processes
 
 log = logging.getLogger(__name__)
 EVERY_S = 0.2
@@ -117,11 +116,6 @@ def unmapped(pids: Iterable[int]) -> dict[tuple[int, int], int]:
                         status = os.stat(entry.path)  # noqa: PTH116
                         found[status.st_dev, status.st_ino] = status.st_blocks * 512
     return found
-
-
-def kills(container: Container) -> int:
-    """How many of its processes were ended for memory, by the kernel or by us."""
-    return oom_kills(container.memory) + (container.watched.kills if container.watched else 0)
 
 
 class Watch:

@@ -15,7 +15,7 @@ from runtime_server.__main__ import arguments
 from runtime_server.engines import EngineError, Recipe, processes
 from runtime_server.engines.filesystems import filesystem
 from runtime_server.engines.ownership import Owner
-from runtime_server.engines.probe import cgroup_version, oom_kills, ulimits
+from runtime_server.engines.probe import cgroup_version, ulimits
 from runtime_server.engines.spec import Node, create_body
 from runtime_server.engines.state import State, leftovers, sweep
 from runtime_server.publish import address
@@ -139,12 +139,6 @@ def test_cgroup_versions(tmp_path: Path) -> None:
     assert cgroup_version(tmp_path) == "hybrid"
     (tmp_path / "cgroup.controllers").touch()
     assert cgroup_version(tmp_path) == "v2"
-
-
-@pytest.mark.parametrize("name", ["memory.events", "memory.oom_control"])
-def test_oom_kills_are_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("oom 5\nunder_oom 0\noom_kill 2\n")
-    assert oom_kills(tmp_path) == 2 and oom_kills(None) == 0 and oom_kills(tmp_path / "none") == 0
 
 
 def test_processes_know_themselves() -> None:
