@@ -37,7 +37,7 @@ from trainer.engines import Engine, Sample, Sampling, open_engine
 from trainer.episode import Episode
 from trainer.learner import needs_critic, needs_reference
 from trainer.model import Critic, blocks_of, freeze, load_policy, make_critic, recompute_blocks
-from trainer.ranks import ALONE, Ranks
+from trainer.ranks import ALONE, Ranks, another_voice
 
 if TYPE_CHECKING:
     from orchestrator.schema import Config
@@ -59,8 +59,7 @@ def join(timeout_s: float) -> Ranks:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
     # A group of its own: what ranks say to each other never mixes with the traffic of the sharded models.
-    voice = dist.new_group(backend="gloo", timeout=patience)
-    return Ranks(dist.get_rank(), dist.get_world_size(), voice)
+    return another_voice(Ranks(dist.get_rank(), dist.get_world_size(), None, patience))
 
 
 def leave(ranks: Ranks) -> None:

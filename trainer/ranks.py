@@ -22,6 +22,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -35,11 +36,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `size`; `group` carries the calls (None: torch.distributed's own) and reaches CPU tensors."""
+    """`rank` of `size`; `group` carries the calls (None: torch.distributed's own) and reaches CPU tensors.
+    `patience`: how long a call waits for the others before it raises (None: torch's default)."""
 
     rank: int = 0
     size: int = 1
     group: ProcessGroup | None = None
+    patience: timedelta | None = None
 
     @property
     def first(self) -> bool:
@@ -117,7 +120,8 @@ def another_voice(ranks: Ranks) -> Ranks:
         return ranks
     import torch.distributed as dist
 
-    return Ranks(ranks.rank, ranks.size, dist.new_group(backend="gloo"))
+    group = dist.new_group(backend="gloo", timeout=ranks.patience)
+    return Ranks(ranks.rank, ranks.size, group, ranks.patience)
 
 
 def digest(x: Any) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from rank_kit import on_ranks
 
-from trainer.ranks import ALONE, Ranks, digest
+from trainer.ranks import ALONE, Ranks, another_voice, digest
 
 
 def test_alone_everything_is_what_it_was() -> None:
@@ -49,6 +51,27 @@ def say(ranks: Ranks, base: float) -> dict[str, Any]:
         "told": ranks.broadcast_object({"step": 7} if ranks.first else None),
         "gathered": ranks.gather_objects("x" * ranks.rank),
     }
+
+
+def wait_alone(ranks: Ranks) -> str:
+    """Rank 1 never comes: what does rank 0 get, and when?"""
+    group = another_voice(Ranks(ranks.rank, ranks.size, None, timedelta(seconds=2)))
+    if not ranks.first:
+        ranks.barrier()
+        return ""
+    start = time.monotonic()
+    try:
+        group.gather_objects("here")
+        return "nothing"
+    except RuntimeError as error:
+        return f"{type(error).__name__} after {time.monotonic() - start:.0f} s"
+    finally:
+        ranks.barrier()
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    said, _ = on_ranks(2, tmp_path, "test_ranks", "wait_alone")
+    assert "Error after" in said and int(said.split()[2]) < 40, said
 
 
 def test_three_ranks_hear_the_same(tmp_path: Path) -> None:
