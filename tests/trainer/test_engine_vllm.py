@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 import warnings
@@ -103,6 +104,31 @@ async def test_an_update_in_flight_splits_a_request_in_two(engine: VllmEngine) -
     old, new = gap(before, PROMPT, sample) < 1e-4, gap(model_of(engine), PROMPT, sample) < 1e-4
     split = int(old.int().cumprod(0).sum())
     assert 20 <= split < 300 and bool(new[split:].all())
+
+
+async def test_a_request_tells_which_weights_sampled_its_tokens(engine: VllmEngine) -> None:
+    """Weights that come while it is sampled: its later tokens are the new ones', in spans that say so."""
+    await change(engine, 40)
+    old = copy.deepcopy(model_of(engine))
+    started = asyncio.create_task(engine.generate(PROMPT, Sampling(400, seed=1, ignore_eos=True)))
+    await engine.generate(PROMPT, Sampling(20, seed=2, ignore_eos=True))  # by now the other one has begun
+    await change(engine, 41)
+    sample = await started
+    (start, first), (cut, second) = sample.spans
+    assert (start, first, second) == (0, 40, 41) and 0 < cut < 400
+    assert gap(old, PROMPT, sample)[:cut].max() < 1e-4
+    assert gap(model_of(engine), PROMPT, sample)[cut:].max() < 1e-4
+    whole = await engine.generate(PROMPT, Sampling(5, ignore_eos=True))
+    assert whole.spans == ((0, 41),)
+
+
+async def test_greedy_takes_the_likeliest_token_each_time(engine: VllmEngine) -> None:
+    sample = await engine.generate(PROMPT, Sampling(8, greedy=True, ignore_eos=True))
+    again = await engine.generate(PROMPT, Sampling(8, greedy=True, ignore_eos=True, seed=5))
+    ids = torch.tensor([PROMPT + sample.ids])
+    with torch.no_grad():
+        logits = model_of(engine)(input_ids=ids).logits[0, len(PROMPT) - 1 : -1]
+    assert sample.ids == again.ids == logits.argmax(-1).tolist()
 
 
 async def test_a_seed_repeats_whoever_else_is_in_the_batch(engine: VllmEngine) -> None:
