@@ -185,10 +185,15 @@ async def test_creates_and_forks_go_on_while_podmans_service_is_started_again(bo
     for pid in processes.services(engine.state.token):
         processes.send(pid)
         processes.gone(pid, 10)
+    overlay = engine.state.graphroot / "overlay"
+    known = {path.name for path in overlay.iterdir()}
     half = engine.state.graphroot / "overlay-layers" / ".tmp-layers.json1"
     half.write_text("{")
+    (overlay / ("a" * 64) / "diff").mkdir(parents=True)
+    (overlay / "l" / "LOST").symlink_to(f"../{'a' * 64}/diff")
     assert await engine._revive()
-    assert not half.exists()
+    assert not half.exists() and {path.name for path in overlay.iterdir()} == known
+    assert all(link.exists() for link in (overlay / "l").iterdir())
     assert (await engine._roots.helpers()) is not before
     snapshot = await freezing
     fork = await boxes.create(wire.CreateSandbox(snapshot=snapshot.id))
