@@ -10,7 +10,7 @@ How to use it
     batch = [rows[i] for i in sampler.take(16)]
     saved = sampler.state_dict(); sampler.load_state_dict(saved)
 
-The file (docs/reference/config.md, `data.train`)
+The file (docs/reference/data.md)
     prompt      a string, or a list of {role, content} messages; rows of SWE-bench have problem_statement
     others      whatever `trainer.columns` makes a task of; struct fields that are null in a row are left out,
                 for parquet gives every row of a column the same fields

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from training_kit import job_of, new_run
 
+from orchestrator.config import load
 from trainer import smollm2
+from trainer.environments.local import LocalEnvironment
 from trainer.model import find_model, load_tokenizer
+from trainer.train import train
 
 
 def complete(folder: Path) -> Path:
@@ -50,3 +57,20 @@ def test_the_real_one_is_found_and_its_tokens_end_lines() -> None:
     assert len(tokenizer.encode("\n")) == 1  # the shell format needs that
     text = "# Count the lines of notes.txt\n$ wc -l < notes.txt\n"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not smollm2.there(smollm2.directory()), reason="python -m trainer.smollm2 was not run")
+async def test_its_configuration_trains_a_step(tmp_path: Path) -> None:
+    small = ["rollout.engine=torch", "rollout.prompts_per_step=2", "rollout.rollouts_per_prompt=2"]
+    once = ["trainer.total_steps=1", "data.validation=", f"trainer.threads={torch.get_num_threads()}"]
+    config = load("smollm2", [*small, *once]).config
+    run = new_run(tmp_path)
+    job = job_of(run, config, LocalEnvironment())  # type: ignore[arg-type]
+    try:
+        assert await train(job) == "1 steps done"
+        row = job.metrics.rows[-1]
+        assert row["status/infra"] == 0 and math.isfinite(row["loss_policy"]) and row["mismatch"] < 1e-3
+    finally:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # Adam's state is a gigabyte
