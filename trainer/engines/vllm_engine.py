@@ -175,7 +175,18 @@ def engine_arguments(directory: Path, config: Config) -> dict[str, Any]:
         "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": weights.BACKEND},
     }
+    arguments |= _rank_arguments(config.run.seed)
     return arguments | _device_arguments(rollout.kv_cache_bytes, rollout.gpu_memory_utilization)
+
+
+def _rank_arguments(seed: int) -> dict[str, Any]:
+    """Of one engine among those of several ranks: it must draw its own tokens, and take its own GPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return {}
+    found: dict[str, Any] = {"seed": seed + int(os.environ.get("RANK", "0"))}
+    if not current_platform.is_cpu():  # the ordinary executor would take the first GPU on every rank
+        found["distributed_executor_backend"] = "external_launcher"
+    return found
 
 
 def _device_arguments(kv_cache_bytes: int | None, gpu_memory_utilization: float) -> dict[str, Any]:
