@@ -38,7 +38,7 @@ class Chat:
             raise TaskError(f"no style of tool calls is called {style!r}; choose one of {', '.join(STYLES)}")
         self._template, self._style, self._system = template, style, system
         self._tools = [tool.name for tool in chosen(tools)]
-        self._role = ""
+        self._role, self._has_system = "", template.takes("system")
         if self._tools:
             # Fenced blocks are a talk with the user; tool calls are answered by tools, where they can be.
             roles = ("tool", "user") if style == "json" else ("user", "tool")
@@ -62,7 +62,7 @@ class Chat:
         words = "\n\n".join(part for part in (*parts[:1], *system, *parts[1:]) if part)
         if not words:
             return messages
-        if self._template.takes("system"):
+        if self._has_system:
             return [{"role": "system", "content": words}, *messages]
         first, *rest = messages
         return [{**first, "content": f"{words}\n\n{first['content']}"}, *rest]
