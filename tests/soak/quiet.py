@@ -26,8 +26,9 @@ from runtime_server.engines import processes
 
 GONE_S = 40.0
 FILES_MORE = 16  # connections to Podman, as many as are made at once
-JUDGED = 12  # samples
-GROWTH_KIB = 4.0  # a cycle: more than what answers kept for repetition take until they are forgotten
+FILLED = 2200  # cycles, after which the server keeps as many records and answers as it ever does
+JUDGED = 6  # samples after that
+GROWTH_KIB = 4.0  # a cycle
 # Podman loses an empty lock file when its service is killed while it makes a container: not ours to remove
 EPHEMERAL = ("/t/locks/", "journal", ".sock", "libpod_state", "bolt_state", "podman.log", "db.sql")
 
@@ -44,11 +45,11 @@ class Memory:
         return self.lives[-1][-1][1] if self.lives and self.lives[-1] else 0.0
 
     def slope_kib(self) -> float | None:
-        """KiB a cycle, by least squares over the second half of the longest life; None for a short one."""
+        """KiB a cycle of the longest life once it keeps all it may, by least squares; None for a short one."""
         longest = max(self.lives, key=len, default=[])
-        if len(longest) < JUDGED:
+        late = [(number, rss) for number, rss in longest if number >= FILLED]
+        if len(late) < JUDGED:
             return None
-        late = longest[len(longest) // 2 :]
         x, y = sum(n for n, _ in late) / len(late), sum(m for _, m in late) / len(late)
         return 1024 * sum((n - x) * (m - y) for n, m in late) / sum((n - x) ** 2 for n, _ in late)
 
