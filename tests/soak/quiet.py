@@ -45,7 +45,7 @@ class Memory:
         return self.lives[-1][-1][1] if self.lives and self.lives[-1] else 0.0
 
     def slope_kib(self) -> float | None:
-        """KiB a cycle of the longest life once it keeps all it may, by least squares; None for a short one."""
+        """KiB a cycle of the longest life once it keeps all it may (least squares); None for a short one."""
         longest = max(self.lives, key=len, default=[])
         late = [(number, rss) for number, rss in longest if number >= FILLED]
         if len(late) < JUDGED:
