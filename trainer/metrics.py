@@ -160,7 +160,7 @@ def alarms(row: Row, before: Sequence[Mapping[str, Any]], limit: float, stale: b
     checks = (
         _nonfinite(row, before),
         _ratio(row),
-        _mismatch(row, limit, fatal=not stale) or _jump(row, before),
+        _mismatch(row, limit, fatal=not stale) or (None if stale else _jump(row, before)),
         _truncated(row, before),
     )
     return [alarm for alarm in checks if alarm is not None]

@@ -110,6 +110,7 @@ def test_a_mismatch_that_jumps_is_an_alarm_though_it_is_allowed() -> None:
 
 def test_where_episodes_may_be_old_a_mismatch_stops_nothing() -> None:
     assert [a.fatal for a in alarms({"mismatch": 0.2}, [], limit=0.1, stale=True)] == [False]
+    assert alarms({"mismatch": 0.02}, [{"mismatch": 1e-6}] * 8, limit=0.1, stale=True) == []
 
 
 # --- loggers -----------------------------------------------------------------------------------------
