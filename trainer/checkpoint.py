@@ -126,7 +126,7 @@ class Checkpoints:
         """Collective: what is written in the background has a voice of its own."""
         self.root, self.keep, self.keep_best = root, keep, keep_best
         self.timings: dict[str, float] = {}
-        """Of the last save: `save/stall_s`, that training waited for it, and `save/seconds`, all in all."""
+        """Of the last save: `time/save_stall`, that training waited for it, and `time/save`, all in all."""
         self._ranks, self._voice = ranks, another_voice(ranks)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -159,7 +159,7 @@ class Checkpoints:
         self._writing = self._thread.submit(self._write, learner.policy, target, content, start, say)
         if wait:
             self.wait()
-        self.timings["save/stall_s"] = time.perf_counter() - start
+        self.timings["time/save_stall"] = time.perf_counter() - start
         return target
 
     def wait(self) -> None:
@@ -220,7 +220,7 @@ class Checkpoints:
                 say(target, time.perf_counter() - start)
         except (OSError, SafetensorError) as error:
             trouble = str(error) or type(error).__name__
-        self.timings["save/seconds"] = time.perf_counter() - start
+        self.timings["time/save"] = time.perf_counter() - start
         if troubles := [text for text in self._voice.gather_objects(trouble) if text]:
             if self._voice.first:
                 self._clear()

@@ -25,7 +25,8 @@ A row
     time/*                     seconds on the wall clock: rollout (that training waited for) + logprob +
                                update + sync + validate + idle = total; train is logprob + update. generate
                                and environment: how long anything was sampled or done in a sandbox, at the
-                               same time as each other, and as training where rollouts are asynchronous
+                               same time as each other, and as training where rollouts are asynchronous. save:
+                               the last checkpoint, all in all; save_stall: that training waited for it
 
 What it does not do
     No metric is computed here. After a resume, rows of steps that will be done again are removed first, so

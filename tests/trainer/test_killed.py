@@ -35,7 +35,8 @@ def server() -> Iterator[Server]:
 
 def configured(folder: Path) -> RunDirectory:
     """A run whose rewards differ from task to task, so that there is something to learn."""
-    config = small_config(folder, total_steps=STEPS, save_every=SAVE_EVERY)
+    # Saved at once: the test says from which checkpoint a life goes on, whatever the disk's pace.
+    config = small_config(folder, total_steps=STEPS, save_every=SAVE_EVERY, async_save=False)
     write_tasks(
         Path(config.data.train), [Task(f"t{n}", f"{n} $ ", Verify(f"test {n % 2} = 1")) for n in range(4)]
     )

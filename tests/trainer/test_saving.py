@@ -71,7 +71,7 @@ def test_what_is_saved_in_the_background_is_the_state_of_its_moment(tmp_path: Pa
     other = learner_on(ALONE, seed=1)
     restore(path, other)
     assert differing(expected, everything(other)) == [] and said == [path]
-    assert store.timings["save/stall_s"] > 0 and store.timings["save/seconds"] > 0
+    assert store.timings["time/save_stall"] > 0 and store.timings["time/save"] > 0
     store.close()
 
 
