@@ -1,16 +1,16 @@
 """Templated shell tasks: one command does each, and a small pretrained model finds it now and then.
 
 What it is
-    A task shows a short session (a wish as a comment, the command that grants it) and ends with a wish of its
-    own. Wishes are made from templates: count lines, take a field, rename, sum a column …, with files, words
-    and numbers drawn from a seed. `training` and `validation` share no template: what is measured on the
-    latter was not practised.
+    A task is a short dialogue (wishes, each answered by one fenced block) that ends with a wish of its own.
+    Wishes are made from templates: count lines, take a field, rename, sum a column …, with files, words and
+    numbers drawn from a seed. `training` and `validation` share no template: what is measured on the latter
+    was not practised.
 
 How to use it
     data.train=builtin:shell data.validation=builtin:shell-validation      (config/smollm2.yaml)
 
 What it does not do
-    It needs no chat template: the session is plain text, and a newline ends a command.
+    It brings no system message: how commands are written is the format's business (`tool_calls: fenced`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.tasks import Reward, Setup, Task
+from trainer.tasks import Message, Reward, Setup, Task, text_of
 
 WORKDIR = "/tmp/task"  # noqa: S108 - in the sandbox, which is the task's own
 PER_TEMPLATE = 24
 VALIDATION_PER_TEMPLATE = 8
-SESSION = """\
-# Write the name of this directory into here.txt
-$ pwd > here.txt
-# Show all files, also hidden ones, and write them into list.txt
-$ ls -a > list.txt
-# {wish}
-$ """
+EXAMPLES = (
+    ("Write the name of this directory into here.txt", "pwd > here.txt"),
+    ("Count the files here and write the number into count.txt", "ls | wc -l > count.txt"),
+    ("Show what is in readme.txt with line numbers and write it into numbered.txt",
+     "cat -n readme.txt > numbered.txt"),
+)  # fmt: skip
+"""What the dialogue shows before it asks. Plain text with "$ " at its end would be worse: the space before a
+command belongs to its first token, and a policy that is made to begin after one answers with rubbish."""
 FILES = ("notes", "fruits", "log", "names", "data", "report", "items", "todo")
 WORDS = ("apple", "pear", "plum", "fig", "melon", "grape", "lemon", "olive", "peach", "berry")
 TIMEOUT_S = 20.0
@@ -205,15 +206,25 @@ def _tasks(templates: tuple[Template, ...], each: int) -> list[Task]:
 def make(template: Template, number: int, seed: int = 0) -> Task:
     """The task of a template with that number; the same on every machine."""
     wish, files, done = template(drawn(template, number, seed))
-    name = template.__name__.replace("_", "-")
+    name, messages = template.__name__.replace("_", "-"), dialogue(wish)
     return Task(
         id=f"shell-{name}-{number:02d}",
-        prompt=SESSION.format(wish=wish),
+        prompt=text_of(messages),
         reward=Reward(done, timeout_s=TIMEOUT_S),
         setup=Setup(files),
         workdir=WORKDIR,
+        messages=tuple(messages),
         source=f"shell/{name}",
     )
+
+
+def dialogue(wish: str) -> list[Message]:
+    """Three examples, each a wish and a fenced block, then the wish."""
+    said: list[Message] = []
+    for asked, command in EXAMPLES:
+        said += [{"role": "user", "content": asked}]
+        said += [{"role": "assistant", "content": f"```bash\n{command}\n```"}]
+    return [*said, {"role": "user", "content": wish}]
 
 
 def drawn(template: Template, number: int, seed: int = 0) -> Drawn:
