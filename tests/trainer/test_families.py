@@ -89,7 +89,7 @@ RIGHT = {
     "field": "cut -d' ' -f1 {file} > answer.txt",
     "unique": "sort -u {file} > answer.txt",
     "sum-column": "awk '{{s += $2}} END {{print s}}' {file} > answer.txt",
-    "upper": "tr a-z A-Z < {file} > answer.txt",
+    "backwards": "tac {file} > answer.txt",
     "rename": "mv {file} {other}",
     "copy": "cp {file} {other}",
     "remove": "rm {file}",

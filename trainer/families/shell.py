@@ -28,8 +28,7 @@ VALIDATION_PER_TEMPLATE = 8
 EXAMPLES = (
     ("Write the name of this directory into here.txt", "pwd > here.txt"),
     ("Count the files here and write the number into count.txt", "ls | wc -l > count.txt"),
-    ("Show what is in readme.txt with line numbers and write it into numbered.txt",
-     "cat -n readme.txt > numbered.txt"),
+    ("Run cat -n on readme.txt and write its output into numbered.txt", "cat -n readme.txt > numbered.txt"),
 )  # fmt: skip
 """What the dialogue shows before it asks. Plain text with "$ " at its end would be worse: the space before a
 command belongs to its first token, and a policy that is made to begin after one answers with rubbish."""
@@ -63,83 +62,81 @@ def _says(path: str, wanted: str) -> str:
     return f'test "$(tr -d " \\n" < {shlex.quote(path)})" = {shlex.quote("".join(wanted.split()))}'
 
 
-def _answer(wish: str, drawn: Drawn, wanted: str) -> Made:
-    text = f"{wish} and write the result into answer.txt"
+def _answer(command: str, drawn: Drawn, wanted: str) -> Made:
+    """The command is named in the wish: a model of this size knows few by itself."""
+    text = f"Run {command} on {drawn.file} and write its output into answer.txt"
     return text, {drawn.file: drawn.text}, _says("answer.txt", wanted)
 
 
+def _counted(command: str, drawn: Drawn, wanted: int) -> Made:
+    """A number, which some ways to ask for it follow by the name of the file."""
+    text, files, _ = _answer(command, drawn, "")
+    return text, files, f"test \"$(awk '{{print $1; exit}}' answer.txt)\" = {wanted}"
+
+
 def count_lines(d: Drawn) -> Made:
-    return _answer(f"Count the lines of {d.file}", d, str(len(d.lines)))
+    return _counted("wc -l", d, len(d.lines))
 
 
 def count_words(d: Drawn) -> Made:
-    return _answer(f"Count the words of {d.file}", d, str(len(d.text.split())))
+    return _counted("wc -w", d, len(d.text.split()))
 
 
 def sort_lines(d: Drawn) -> Made:
-    return _answer(f"Sort the lines of {d.file}", d, "\n".join(sorted(d.lines)))
+    return _answer("sort", d, "\n".join(sorted(d.lines)))
 
 
 def reverse_sort(d: Drawn) -> Made:
-    return _answer(
-        f"Sort the lines of {d.file} in reverse order", d, "\n".join(sorted(d.lines, reverse=True))
-    )
+    return _answer("sort -r", d, "\n".join(sorted(d.lines, reverse=True)))
 
 
 def first_lines(d: Drawn) -> Made:
-    return _answer(f"Take the first {d.number} lines of {d.file}", d, "\n".join(d.lines[: d.number]))
+    return _answer(f"head -n {d.number}", d, "\n".join(d.lines[: d.number]))
 
 
 def last_lines(d: Drawn) -> Made:
-    return _answer(f"Take the last {d.number} lines of {d.file}", d, "\n".join(d.lines[-d.number :]))
+    return _answer(f"tail -n {d.number}", d, "\n".join(d.lines[-d.number :]))
 
 
 def matching(d: Drawn) -> Made:
-    found = "\n".join(line for line in d.lines if d.word in line)
-    return _answer(f"Find the lines of {d.file} that contain {d.word}", d, found)
+    return _answer(f"grep {d.word}", d, "\n".join(line for line in d.lines if d.word in line))
 
 
 def count_matching(d: Drawn) -> Made:
-    found = sum(d.word in line for line in d.lines)
-    return _answer(f"Count the lines of {d.file} that contain {d.word}", d, str(found))
+    return _counted(f"grep -c {d.word}", d, sum(d.word in line for line in d.lines))
 
 
 def without(d: Drawn) -> Made:
-    found = "\n".join(line for line in d.lines if d.word not in line)
-    return _answer(f"Find the lines of {d.file} that do not contain {d.word}", d, found)
+    return _answer(f"grep -v {d.word}", d, "\n".join(line for line in d.lines if d.word not in line))
 
 
 def field(d: Drawn) -> Made:
-    found = "\n".join(line.split()[0] for line in d.lines)
-    return _answer(
-        f"Cut out the first field of each line of {d.file}, fields are separated by a space", d, found
-    )
+    return _answer("cut -d' ' -f1", d, "\n".join(line.split()[0] for line in d.lines))
 
 
 def unique(d: Drawn) -> Made:
     names = sorted({line.split()[0] for line in d.lines})
     twice = tuple(line.split()[0] for line in d.lines + d.lines)
-    again = Drawn(d.file, d.other, twice, d.word, d.number)
-    return _answer(f"Sort the lines of {d.file} without repeating any", again, "\n".join(names))
+    return _answer("sort -u", Drawn(d.file, d.other, twice, d.word, d.number), "\n".join(names))
 
 
 def sum_column(d: Drawn) -> Made:
     total = sum(int(line.split()[1]) for line in d.lines)
-    return _answer(f"Sum the second column of {d.file} with awk", d, str(total))
+    return _counted("awk '{s += $2} END {print s}'", d, total)
 
 
-def upper(d: Drawn) -> Made:
-    return _answer(f"Turn {d.file} into upper case", d, d.text.upper())
+def backwards(d: Drawn) -> Made:
+    return _answer("tac", d, "\n".join(reversed(d.lines)))
 
 
 def rename(d: Drawn) -> Made:
     done = f"test ! -e {d.file} && {_says(d.other, d.text)}"
-    return f"Rename {d.file} to {d.other}", {d.file: d.text}, done
+    return f"Rename {d.file} to {d.other} with mv", {d.file: d.text}, done
 
 
 def copy(d: Drawn) -> Made:
     done = f"{_says(d.file, d.text)} && {_says(d.other, d.text)}"
-    return f"Copy {d.file} to {d.other}", {d.file: d.text}, done
+    return f"Copy {d.file} to {d.other} with cp", {d.file: d.text}, done
 
 
 def remove(d: Drawn) -> Made:
@@ -153,36 +150,36 @@ def folder(d: Drawn) -> Made:
 
 def empty_file(d: Drawn) -> Made:
     return (
-        f"Make an empty file called {d.other}",
+        f"Make an empty file called {d.other} with touch",
         {d.file: d.text},
         f"test -f {d.other} && test ! -s {d.other}",
     )
 
 
 def append(d: Drawn) -> Made:
-    return f"Append the word {d.word} to {d.file}", {d.file: d.text}, _says(d.file, d.text + d.word)
+    return f"Append the word {d.word} to {d.file} with echo", {d.file: d.text}, _says(d.file, d.text + d.word)
 
 
 def into(d: Drawn) -> Made:
     done = f"test -d {d.word} && test ! -e {d.file} && {_says(f'{d.word}/{d.file}', d.text)}"
     files = {d.file: d.text, f"{d.word}/keep": ""}
-    return f"Move {d.file} into the directory {d.word}", files, done
+    return f"Move {d.file} into the directory {d.word} with mv", files, done
 
 
 def replace(d: Drawn) -> Made:
     done = _says(d.file, d.text.replace(d.word, "cherry"))
-    return f"Replace {d.word} by cherry in {d.file}, in place", {d.file: d.text}, done
+    return f"Replace {d.word} by cherry in {d.file} with sed -i", {d.file: d.text}, done
 
 
 def join(d: Drawn) -> Made:
     done = _says("both.txt", d.text + "end\n")
     files = {d.file: d.text, d.other: "end\n"}
-    return f"Join {d.file} and {d.other} and write them into both.txt", files, done
+    return f"Run cat on {d.file} and {d.other} and write its output into both.txt", files, done
 
 
 TRAINING: tuple[Template, ...] = (
-    count_lines, sort_lines, first_lines, matching, count_matching, field, sum_column, upper, rename, remove,
-    folder, append, into, replace,
+    count_lines, sort_lines, first_lines, matching, count_matching, field, sum_column, backwards, rename,
+    remove, folder, append, into, replace,
 )  # fmt: skip
 VALIDATION: tuple[Template, ...] = (
     count_words, reverse_sort, last_lines, without, unique, copy, empty_file, join,
