@@ -173,14 +173,13 @@ def _field_docs(model: type[Section]) -> dict[str, str]:
 
 def _docs_below(body: list[ast.stmt]) -> dict[str, str]:
     import ast
-    import inspect
     import itertools
 
     docs = {}
     for field, below in itertools.pairwise(body):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-            docs[field.target.id] = inspect.cleandoc(str(below.value.value))  # type: ignore[attr-defined]
+            docs[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
     return docs
 
 
