@@ -36,7 +36,7 @@ check: setup
 
 bench: setup
 	@$(PY) -m pip install -q -e '.[bench]'
-	@for name in agent sandbox rollout launch; do $(PY) -m bench.$$name --json || exit 1; done
+	@for name in agent sandbox rollout launch trainer; do $(PY) -m bench.$$name --json || exit 1; done
 
 FUZZ_S ?= 600
 fuzz: setup
