@@ -66,24 +66,30 @@ def make_model(folder: Path, shape: Shape) -> None:
         eos_token_id=2,
         pad_token_id=0,
     )
-    make: Any = LlamaForCausalLM
-    make(config).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
 
 
 def make_rows(shape: Shape) -> list[Row]:
     """The same for everybody; lengths spread evenly over their range, as those of agents are spread."""
     rng = random.Random(0)
-    ids = lambda n: [rng.randrange(3, shape.vocabulary) for _ in range(n)]  # noqa: E731
     lengths = [
         shape.shortest + (shape.longest - shape.shortest) * n // (shape.rows - 1) for n in range(shape.rows)
     ]
     rng.shuffle(lengths)
-    return [Row(ids(shape.prompt), ids(length), float(n % 2)) for n, length in enumerate(lengths)]
+    return [
+        Row(draw(rng, shape, shape.prompt), draw(rng, shape, length), float(n % 2))
+        for n, length in enumerate(lengths)
+    ]
 
 
 def make_prompts(shape: Shape) -> list[list[int]]:
     rng = random.Random(1)
-    return [[rng.randrange(3, shape.vocabulary) for _ in range(shape.prompt)] for _ in range(shape.prompts)]
+    return [draw(rng, shape, shape.prompt) for _ in range(shape.prompts)]
+
+
+def draw(rng: random.Random, shape: Shape, count: int) -> list[int]:
+    return [rng.randrange(3, shape.vocabulary) for _ in range(count)]
 
 
 def tokenizer_of(folder: Path) -> Any:
