@@ -105,6 +105,28 @@ print(call('ptrace', 16, 1, 0, 0), call('ptrace', 0x4206, 1, 0, 0),
 
 
 @attempt(
+    "ptrace of what waits for the next command", "ptrace, process_vm_readv, mem, environ and fd of every process",
+    "the agent's children are as little dumpable as the agent, until they become a command",
+)  # fmt: skip
+async def test_ptrace_of_supervisors(field: Field) -> str:
+    await field.python("print('a supervisor stays after this')")
+    code = """
+buffer = ctypes.create_string_buffer(64)
+class Piece(ctypes.Structure):
+    _fields_ = (('base', ctypes.c_void_p), ('size', ctypes.c_size_t))
+ours, theirs = Piece(ctypes.addressof(buffer), 64), Piece(0x400000, 64)
+others = [int(name) for name in os.listdir('/proc') if name.isdigit() and int(name) != os.getpid()]
+assert len(others) > 1, others
+for other in others:
+    print(call('ptrace', 16, other, 0, 0), call('ptrace', 0x4206, other, 0, 0),
+          call('process_vm_readv', other, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, 0),
+          *(call('pidfd_getfd', libc.syscall(434, other, 0), number, 0) for number in range(8)),
+          *(read(f'/proc/{other}/{name}') for name in ('mem', 'environ', 'maps')))
+"""
+    return f"{refused(await field.python(code))}; {await field.lives()}"
+
+
+@attempt(
     "/proc/1", "read mem, environ, maps, auxv, fd, root, cwd, exe, syscall, stack of the agent",
     "the agent is not dumpable",
 )  # fmt: skip
