@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from bench.trainer_kit import tokenizer_of
 from bench.trainer_peers import grpo
 from trainer.engines import Sample
 from trainer.environments.local import LocalEnvironment
+from trainer.export import byte_tokenizer
 from trainer.formats.shell import Shell
 from trainer.model import PAD, ByteTokenizer
 from trainer.tasks import Task
@@ -160,7 +160,7 @@ def trl_demo(folder: Path, task: Task, config: Any) -> dict[str, float | None]:
         folder,
         play,
         lambda completions, **_: play.rewards,
-        tokenizer_of(folder),
+        byte_tokenizer(),
         per_device_train_batch_size=episodes // wanted.minibatches,
         steps_per_generation=wanted.minibatches,
         num_iterations=wanted.ppo_epochs,

@@ -92,19 +92,6 @@ def draw(rng: random.Random, shape: Shape, count: int) -> list[int]:
     return [rng.randrange(3, shape.vocabulary) for _ in range(count)]
 
 
-def tokenizer_of(folder: Path) -> Any:
-    """A byte-level tokenizer: TRL needs one for padding and for decoding what it logs."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: n for n, letter in enumerate(letters)} | {"<eos>": 256, "<pad>": 257}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")  # noqa: S106
-
-
 def reset_peak() -> None:
     """Forget the highest resident size so far (proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from bench.trainer_kit import Row, Shape, peak_mib, reset_peak, tokenizer_of
+from bench.trainer_kit import Row, Shape, peak_mib, reset_peak
+from trainer.export import byte_tokenizer
 
 PAD, EOS = 257, 256
 
@@ -41,7 +42,7 @@ def trl_train(folder: Path, rows: list[Row], shape: Shape, checkpointing: bool) 
         folder,
         rollout,
         lambda completions, **_: [row.reward for row in rows],
-        tokenizer_of(folder),
+        byte_tokenizer(),
         per_device_train_batch_size=shape.micro_rows,
         gradient_accumulation_steps=len(rows) // shape.micro_rows,
         num_generations=shape.group,

@@ -171,6 +171,19 @@ def rollouts(run: str | None, runs_dir: Path | None, **options: Any) -> None:
 
 @cli.command()
 @_run
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A new directory.")
+@click.option("--checkpoint", default="best", show_default=True, metavar="best|newest|STEP")
+@click.option("--dtype", default="float32", show_default=True, metavar="float32|bfloat16|float16")
+@_runs_dir
+def export(run: str | None, out: Path, checkpoint: str, dtype: str, runs_dir: Path | None) -> None:
+    """Write a run's policy as a Hugging Face directory, which vLLM and transformers load."""
+    from orchestrator import cli_export
+
+    raise SystemExit(cli_export.main(run, out, checkpoint, dtype, runs_dir))
+
+
+@cli.command()
+@_run
 @click.option("--timeout", default=90.0, show_default=True, help="Seconds to wait until every job is over.")
 @_runs_dir
 @_json
