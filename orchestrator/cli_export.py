@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 
 from orchestrator import cli_runs
+from orchestrator.contract import Exit
+
+BAD_INPUT = 2
 
 
 def main(name: str | None, out: Path, checkpoint: str, dtype: str, runs_dir: Path | None) -> int:
-    """The exit code of `trainer.export`. Raises RunNotFound, NotARun."""
+    """What to exit with. Raises RunNotFound, NotARun."""
     run = cli_runs.find(name, runs_dir)
     command = [sys.executable, "-m", "trainer.export", str(run.root), f"--out={out}"]
-    return subprocess.run(
-        [*command, f"--checkpoint={checkpoint}", f"--dtype={dtype}"], check=False
-    ).returncode
+    command += [f"--checkpoint={checkpoint}", f"--dtype={dtype}"]
+    code = subprocess.run(command, check=False).returncode
+    return BAD_INPUT if code == Exit.USAGE else code
