@@ -123,7 +123,7 @@ async def test_all_forks_or_none(client: Client, served: Served) -> None:
 async def test_a_paused_sandbox_stands_still(client: Client) -> None:
     made = await client.create()
     count = "i=0; while :; do i=$((i+1)); echo $i > /tmp/n.new; mv /tmp/n.new /tmp/n; done"
-    running = asyncio.create_task(client.exec(made.id, Exec(command=count, timeout_s=5)))
+    running = asyncio.create_task(client.exec(made.id, Exec(command=count, timeout_s=60)))
     while not (await client.exec(made.id, Exec(command="cat /tmp/n"))).stdout.text:
         assert not running.done()
     assert (await client.pause(made.id)).state == "paused"

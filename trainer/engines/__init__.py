@@ -92,11 +92,12 @@ def open_engine(kind: str, model: nn.Module, directory: Path, config: Config) ->
     `directory` holds the same model as saved by `save_pretrained` (vLLM reads its configuration and
     first weights there; the torch engine ignores it). Raises EngineError on an unknown kind.
     """
+    engine = _opened(kind, model, directory, config)
     if config.rollout.asynchronous and config.rollout.update_in_flight == "pause":
         from trainer.engines.pausing import Pausing
 
-        return Pausing(_opened(kind, model, directory, config))
-    return _opened(kind, model, directory, config)
+        return Pausing(engine)
+    return engine
 
 
 def _opened(kind: str, model: nn.Module, directory: Path, config: Config) -> Engine:
