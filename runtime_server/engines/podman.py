@@ -57,6 +57,8 @@ from runtime_server.wire import Code
 
 AGENT_S = 60.0
 GONE_S = 10.0
+LEFTOVERS_S = (6.0, 10.0, 30.0)
+YOUNG_CGROUP_S = 5.0
 HANG_UP_S = 1.0
 TASKS_EACH = 64  # an ordinary user's sandboxes share one limit of processes and threads: on average so many
 
@@ -76,6 +78,7 @@ class PodmanEngine(Grounded):
         self._service: Service | None = None
         self._roots = Roots()
         self._watch: Watch | None = None
+        self._leftovers: asyncio.Task[None] | None = None
 
     # --- life ---
 
@@ -113,6 +116,8 @@ class PodmanEngine(Grounded):
 
     async def _end_service(self) -> None:
         service, self._service = self._service, None
+        if self._leftovers is not None:
+            self._leftovers.cancel()
         self._api.disconnect()
         await self._roots.stop()
         if service is not None:
@@ -367,4 +372,14 @@ class PodmanEngine(Grounded):
             except EngineError:
                 return False
             await self._roots.start(self._state, self._service.pid)
+            self._leftovers = asyncio.create_task(self._remove_leftovers())
             return True
+
+    async def _remove_leftovers(self) -> None:
+        """What runtimes make that the killed service had begun, and nobody knows of."""
+        for pause_s in LEFTOVERS_S:
+            await asyncio.sleep(pause_s)
+            if self._node.cgroup:
+                await asyncio.to_thread(
+                    processes.remove_old_cgroups, self._node.cgroup, "libpod-*", YOUNG_CGROUP_S
+                )

@@ -117,6 +117,19 @@ def remove_cgroups(name: str) -> None:
                 folder.rmdir()
 
 
+def remove_old_cgroups(name: str, pattern: str, age_s: float) -> None:
+    """Those right below the cgroups of that name that have held no process since they were made, so long ago.
+
+    A runtime that was told to make a container, and whose caller was killed, makes its cgroups all the same,
+    after everybody has looked. Young ones may be a container that is just being made.
+    """
+    for top in cgroups_of(name):
+        for path in top.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > age_s and not inside(f"{name}/{path.name}"):
+                    remove_cgroups(f"{name}/{path.name}")
+
+
 def send(pid: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

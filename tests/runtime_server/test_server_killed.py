@@ -17,6 +17,7 @@ from runtime_server.engines import processes
 from runtime_server.engines.ownership import bases
 from runtime_server.engines.state import State
 from runtime_server.errors import SandboxError
+from runtime_server.wire import Exec
 
 pytestmark = pytest.mark.container
 
@@ -71,6 +72,17 @@ async def test_creates_and_deletes_outlive_the_service(client: Client, state: St
     for box in made:
         await client.delete(box.id)
     await until(lambda: not _left(state), 90)
+
+
+async def test_cgroups_that_a_killed_services_runtime_made_late_go(client: Client, state: State) -> None:
+    late = [top / "libpod-0123" for top in processes.cgroups_of(state.cgroup)]
+    for folder in late:
+        folder.mkdir()
+    for pid in processes.services(state.token):
+        processes.send(pid)
+    box = await client.create()
+    await until(lambda: not any(folder.exists() for folder in late), 60)
+    assert (await client.exec(box.id, Exec(command="echo here"))).stdout.text == "here\n"
 
 
 async def test_the_dead_that_were_deleted_do_not_come_back() -> None:
