@@ -42,7 +42,7 @@ async def _says(client: Client, sandbox: str, command: str) -> str:
     return done.stdout.text.strip() + done.stderr.text.strip()
 
 
-PREPARE = "mkdir -p /data && echo one > /data/a && rm /etc/issue && echo new > /etc/motd && sleep 300 &"
+PREPARE = "mkdir -p /data && echo one > /data/a && rm /etc/issue && echo new > /etc/motd && { sleep 300 & }"
 
 
 async def test_a_fork_has_the_files_and_not_the_processes(client: Client) -> None:
