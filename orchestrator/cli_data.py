@@ -10,11 +10,10 @@ What it does not do
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from orchestrator import cli_trainer
 from orchestrator.errors import LaunchError
 
 
@@ -24,9 +23,7 @@ def check(file: str, tokenizer: str | None, functions: Sequence[str], as_json: b
         raise LaunchError(
             "reading task files needs pyarrow: install orchestrate-rl[trainer], or [trainer-cpu]"
         )
-    command = [sys.executable, "-m", "trainer.check", file]
-    command += ["--tokenizer", tokenizer] if tokenizer else []
+    named = ["--tokenizer", tokenizer] if tokenizer else []
     for function in functions:
-        command += ["--function", function]
-    command += ["--json"] if as_json else []
-    return subprocess.run(command, check=False).returncode
+        named += ["--function", function]
+    return cli_trainer.run("check", file, *named, *(["--json"] if as_json else []))

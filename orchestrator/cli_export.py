@@ -6,20 +6,16 @@ What it does not do
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from orchestrator import cli_runs
+from orchestrator import cli_runs, cli_trainer
+from orchestrator.cli_commands import BAD_INPUT
 from orchestrator.contract import Exit
-
-BAD_INPUT = 2
 
 
 def main(name: str | None, out: Path, checkpoint: str, dtype: str, runs_dir: Path | None) -> int:
     """What to exit with. Raises RunNotFound, NotARun."""
     run = cli_runs.find(name, runs_dir)
-    command = [sys.executable, "-m", "trainer.export", str(run.root), f"--out={out}"]
-    command += [f"--checkpoint={checkpoint}", f"--dtype={dtype}"]
-    code = subprocess.run(command, check=False).returncode
+    where = (str(run.root), f"--out={out}")
+    code = cli_trainer.run("export", *where, f"--checkpoint={checkpoint}", f"--dtype={dtype}")
     return BAD_INPUT if code == Exit.USAGE else code

@@ -6,11 +6,9 @@ What it does not do
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from orchestrator import cli_runs
+from orchestrator import cli_runs, cli_trainer
 
 
 def main(
@@ -24,8 +22,7 @@ def main(
 ) -> int:
     """The viewer's exit code. Raises RunNotFound, NotARun."""
     run = cli_runs.find(name, runs_dir)
-    command = [sys.executable, "-m", "trainer.view", str(run.root), f"--task={task}"]
-    command += [] if step is None else [f"--step={step}"]
+    chosen = [] if step is None else [f"--step={step}"]
     flags = {"--validation": validation, "--all": everything, "--json": as_json}
-    command += [flag for flag, given in flags.items() if given]
-    return subprocess.run(command, check=False).returncode
+    given = [flag for flag, wanted in flags.items() if wanted]
+    return cli_trainer.run("view", str(run.root), f"--task={task}", *chosen, *given)
