@@ -116,8 +116,7 @@ class PodmanEngine(Grounded):
 
     async def _end_service(self) -> None:
         service, self._service = self._service, None
-        if self._leftovers is not None:
-            self._leftovers.cancel()
+        self._forget_leftovers()
         self._api.disconnect()
         await self._roots.stop()
         if service is not None:
@@ -372,8 +371,13 @@ class PodmanEngine(Grounded):
             except EngineError:
                 return False
             await self._roots.start(self._state, self._service.pid)
+            self._forget_leftovers()
             self._leftovers = asyncio.create_task(self._remove_leftovers())
             return True
+
+    def _forget_leftovers(self) -> None:
+        if self._leftovers is not None:
+            self._leftovers.cancel()
 
     async def _remove_leftovers(self) -> None:
         """What runtimes make that the killed service had begun, and nobody knows of."""
