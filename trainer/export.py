@@ -103,13 +103,11 @@ def byte_tokenizer() -> Any:
     """The built-in model's tokenizer as transformers has them: an id for each byte, <eos> and <pad>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    from trainer.model import BYTES, EOS, PAD
+    from trainer.model import EOS, PAD
 
-    # The letters that stand for bytes in byte-level vocabularies, in the order of the bytes.
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    spare = iter(range(BYTES, 2 * BYTES))
-    letters = {chr(byte if byte in plain else next(spare)): byte for byte in range(BYTES)}
+    letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
     inner = Tokenizer(models.BPE(vocab=letters | {"<eos>": EOS, "<pad>": PAD}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
