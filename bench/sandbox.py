@@ -36,6 +36,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.parts import add_only, only
 from bench.sandbox_kit import Served, serving
 from bench.sandbox_peers import podman, quiet
 from bench.sandbox_rows import CROWD, FORKS, Rows, commands, creates, crowd, forks, held, lives
@@ -68,11 +69,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--held", type=int, default=500, help="sandboxes alive at once (default: 500)")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of: {', '.join(PARTS)}")
+    add_only(parser, PARTS)
     options = parser.parse_args()
-    parts = options.only.split(",")
-    if wrong := set(parts) - set(PARTS):
-        parser.error(f"--only takes {', '.join(PARTS)}, not {', '.join(sorted(wrong))}")
+    parts = only(parser, options.only, PARTS)
     places = max(options.held, CROWD, FORKS) + SPARE
     with tempfile.TemporaryDirectory(prefix="bench-sandbox-") as base, quiet():
         load = os.getloadavg()[0]

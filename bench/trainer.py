@@ -33,6 +33,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.parts import add_only, only
 from bench.trainer_kit import SMALL, Shape, make_model
 
 GROUPS = {
@@ -95,11 +96,9 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="only the JSON line")
     parser.add_argument("--small", action="store_true", help="a tiny model: shows that it runs")
-    parser.add_argument("--only", default=",".join(GROUPS), help=f"some of: {', '.join(GROUPS)}")
+    add_only(parser, GROUPS)
     options = parser.parse_args()
-    wanted = options.only.split(",")
-    if wrong := set(wanted) - set(GROUPS):
-        parser.error(f"--only takes {', '.join(GROUPS)}, not {', '.join(sorted(wrong))}")
+    wanted = only(parser, options.only, GROUPS)
     load = os.getloadavg()[0]
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-trainer-") as base:

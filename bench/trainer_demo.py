@@ -24,9 +24,8 @@ import torch
 from bench.trainer_peers import grpo
 from trainer.engines import Sample
 from trainer.environments.local import LocalEnvironment
-from trainer.export import byte_tokenizer
 from trainer.formats.shell import Shell
-from trainer.model import PAD, ByteTokenizer
+from trainer.model import EOS, PAD, ByteTokenizer
 from trainer.tasks import Task
 
 TARGET, WINDOW = 0.8, 5
@@ -75,31 +74,27 @@ class Lockstep:
 
     async def _play(self, count: int, model: Any) -> dict[str, Any]:
         start = self.form.prompt(self.task.prompt)
-        ids, masks, running = (
-            [list(start) for _ in range(count)],
-            [list[int]() for _ in range(count)],
-            {*range(count)},
-        )
+        ids, masks = [list(start) for _ in range(count)], [list[int]() for _ in range(count)]
+        running = [*range(count)]
         async with AsyncExitStack() as stack:
             world = LocalEnvironment()
             desks = await asyncio.gather(
                 *(stack.enter_async_context(world.open(self.task)) for _ in range(count))
             )
             for turn in range(self.turns):
-                chosen = sorted(running)
-                samples = self._generate(model, [ids[n] for n in chosen])
+                samples = self._generate(model, [ids[n] for n in running])
                 said = [self.form.action(sample) for sample in samples]
-                for n, sample in zip(chosen, samples, strict=True):
+                for n, sample in zip(running, samples, strict=True):
                     ids[n] += sample.ids
                     masks[n] += [1] * len(sample.ids)
                 await asyncio.gather(
                     *(
                         self._act(desks[n], action.command, ids[n], masks[n], last=turn == self.turns - 1)
-                        for n, action in zip(chosen, said, strict=True)
+                        for n, action in zip(running, said, strict=True)
                         if action.complete and action.command is not None
                     )
                 )
-                running = {n for n, a in zip(chosen, said, strict=True) if a.complete and not a.last}
+                running = [n for n, a in zip(running, said, strict=True) if a.complete and not a.last]
                 if not running:
                     break
             verdicts = await asyncio.gather(*(desk.verify() for desk in desks))
@@ -129,13 +124,13 @@ class Lockstep:
                 do_sample=True,
                 top_k=0,
                 max_new_tokens=self.tokens,
-                eos_token_id=[*self.form.stop_token_ids, 256],
+                eos_token_id=[*self.form.stop_token_ids, EOS],
                 pad_token_id=PAD,
             )
         return [self._cut(row[width:].tolist()) for row in out]
 
     def _cut(self, ids: list[int]) -> Sample:
-        stops = {*self.form.stop_token_ids, 256}
+        stops = {*self.form.stop_token_ids, EOS}
         end = next((n + 1 for n, token in enumerate(ids) if token in stops), None)
         kept = ids[:end]
         return Sample(kept, [0.0] * len(kept), "length" if end is None else "stop")
@@ -160,7 +155,6 @@ def trl_demo(folder: Path, task: Task, config: Any) -> dict[str, float | None]:
         folder,
         play,
         lambda completions, **_: play.rewards,
-        byte_tokenizer(),
         per_device_train_batch_size=episodes // wanted.minibatches,
         steps_per_generation=wanted.minibatches,
         num_iterations=wanted.ppo_epochs,

@@ -12,7 +12,9 @@ What it does not do
 
 from __future__ import annotations
 
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,6 @@ import torch
 
 from bench.trainer_kit import Row, Shape, peak_mib, reset_peak
 from trainer.export import byte_tokenizer
-
-PAD, EOS = 257, 256
 
 
 def trl_train(folder: Path, rows: list[Row], shape: Shape, checkpointing: bool) -> dict[str, float]:
@@ -42,7 +42,6 @@ def trl_train(folder: Path, rows: list[Row], shape: Shape, checkpointing: bool) 
         folder,
         rollout,
         lambda completions, **_: [row.reward for row in rows],
-        byte_tokenizer(),
         per_device_train_batch_size=shape.micro_rows,
         gradient_accumulation_steps=len(rows) // shape.micro_rows,
         num_generations=shape.group,
@@ -59,9 +58,8 @@ def trl_train(folder: Path, rows: list[Row], shape: Shape, checkpointing: bool) 
 
 def grpo(
     folder: Path,
-    rollout: Callable[..., dict[str, Any]] | None,
+    rollout: Callable[..., dict[str, Any]],
     reward: Callable[..., list[float]],
-    tokenizer: Any,
     **changes: Any,
 ) -> Any:
     """TRL's trainer on the CPU in float32; AdamW, constant rate, logs nowhere."""
@@ -92,7 +90,7 @@ def grpo(
         reward_funcs=reward,
         args=GRPOConfig(**arguments),
         train_dataset=prompts,
-        processing_class=tokenizer,
+        processing_class=byte_tokenizer(),
         rollout_func=rollout,
     )
 
@@ -108,8 +106,7 @@ class Clock:
 
     def median(self, skip: int) -> float:
         """Of the spans between marks, the first `skip` of them left out (they warm up)."""
-        spans = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)][skip:]
-        return sorted(spans)[len(spans) // 2]
+        return statistics.median([b - a for a, b in itertools.pairwise(self.marks)][skip:])
 
 
 def vllm_alone(folder: Path, prompts: list[list[int]], length: int, cache_bytes: int) -> dict[str, float]:
@@ -160,4 +157,4 @@ def rate(work: Callable[[], object], tokens: int, rounds: int = 3) -> float:
         start = time.perf_counter()
         work()
         found.append(tokens / (time.perf_counter() - start))
-    return sorted(found)[len(found) // 2]
+    return statistics.median(found)

@@ -16,22 +16,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import trainer_peers as peers
+from bench.rollout import Delays
 from bench.trainer_kit import SMALL, Row, Shape, make_prompts, make_rows, peak_mib, reset_peak
 from orchestrator.schema import Config
 from trainer.agent import Limits
 from trainer.batch import Batch, divide
 from trainer.distributed import models
 from trainer.engines import Engine, Sample, open_engine
-from trainer.environments import CommandResult, Verdict, Workspace
 from trainer.episode import Episode
 from trainer.formats import Action
 from trainer.learner import Learner
@@ -85,41 +84,6 @@ def episode(number: int, row: Row, shape: Shape) -> Episode:
 # --- generating --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Pause:
-    """A workspace whose commands do nothing and take `wait_s`."""
-
-    wait_s: float
-    timings: dict[str, float] = field(default_factory=dict)
-
-    async def run(self, command: str, timeout_s: float, max_output: int) -> CommandResult:
-        await asyncio.sleep(self.wait_s)
-        return CommandResult(b"", 0)
-
-    async def verify(self, answer: str = "") -> Verdict:
-        return Verdict(0.0)
-
-
-@dataclass
-class Pauses:
-    """An environment that costs nothing but time."""
-
-    wait_s: float = 0.0
-
-    @asynccontextmanager
-    async def open(self, task: Task) -> AsyncIterator[Workspace]:
-        yield Pause(self.wait_s)
-
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Always ready."""
-
-    async def life(self) -> object:
-        return "pauses"
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
-
 class Numerals:
     """A format over bare ids: a prompt is written as its ids, and a turn ends where its tokens do."""
 
@@ -164,7 +128,8 @@ async def generate(engine: Engine, tasks: list[Task], shape: Shape) -> Numbers:
             max_tokens_per_turn=shape.generated // turns,
             max_response_length=shape.generated + 8,
         )
-        rollouts = Rollouts(engine, Pauses(wait_s), Numerals(), limits, Plan(max_parallel=len(tasks)))
+        world = Delays(turns, wait_s, wait_s)
+        rollouts = Rollouts(engine, world, Numerals(), limits, Plan(max_parallel=len(tasks)))
         start = time.perf_counter()
         episodes = await rollouts.collect(tasks, step)
         took = time.perf_counter() - start
@@ -172,10 +137,10 @@ async def generate(engine: Engine, tasks: list[Task], shape: Shape) -> Numbers:
         return took
 
     await collect(1, 0.0, 0)
-    alone = sorted([await collect(1, 0.0, step) for step in range(3)])[1]
-    turns = sorted([await collect(4, 0.0, step) for step in range(3)])[1]
+    alone = statistics.median([await collect(1, 0.0, step) for step in range(3)])
+    turns = statistics.median([await collect(4, 0.0, step) for step in range(3)])
     wait_s = turns / 4  # four commands wait as long as four turns generate
-    both = sorted([await collect(4, wait_s, step) for step in range(3)])[1]
+    both = statistics.median([await collect(4, wait_s, step) for step in range(3)])
     syncs = []
     for step in range(3):
         start = time.perf_counter()
@@ -184,7 +149,7 @@ async def generate(engine: Engine, tasks: list[Task], shape: Shape) -> Numbers:
     await engine.close()
     return {
         "tok_s": len(tasks) * shape.generated / alone,
-        "sync_ms": 1000 * sorted(syncs)[1],
+        "sync_ms": 1000 * statistics.median(syncs),
         "generation_s": turns,
         "environment_s": 4 * wait_s,
         "both_s": both,
