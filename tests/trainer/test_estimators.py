@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_kit import job_of, new_run, same, small_config, state_of
+from training_kit import new_run, same, small_config, state_of, trained
 
-from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_json_lines
 from orchestrator.schema import Config
-from trainer.train import Training, train
 
 STEPS = 3
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,16 +27,6 @@ def configured(folder: Path, estimator: str, steps: int = STEPS) -> Config:
     for name, value in VARIANTS[estimator].items():
         setattr(config.algorithm, name, value)
     return config
-
-
-async def trained(run: RunDirectory, config: Config) -> Training:
-    job = job_of(run, config)
-    try:
-        await train(job)
-    finally:
-        await job.engine.close()
-        job.metrics.close()
-    return job
 
 
 @pytest.mark.parametrize("estimator", VARIANTS)

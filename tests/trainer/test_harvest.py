@@ -12,9 +12,8 @@ import pytest
 import torch
 from chat_kit import FORGETS, chat_model
 from rollout_kit import disturb, tiny
-from training_kit import Desk, World, job_of, new_run, same, small_config, state_of
+from training_kit import Desk, World, job_of, new_run, same, small_config, state_of, trained
 
-from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_json_lines
 from orchestrator.schema import Config
 from trainer.engines import Sampling
@@ -27,17 +26,7 @@ from trainer.episode import Episode, Failure, Status
 from trainer.errors import TaskError
 from trainer.harvest import mask_stale
 from trainer.interrupt import Interrupted, Wanted
-from trainer.train import Training, train
-
-
-async def trained(run: RunDirectory, config: Config, world: Any = None) -> Training:
-    job = job_of(run, config, world)
-    try:
-        await train(job)
-    finally:
-        await job.engine.close()
-        job.metrics.close()
-    return job
+from trainer.train import train
 
 
 def rollout(config: Config, **changes: Any) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_kit import World, job_of, new_run, same, small_config, state_of
+from training_kit import World, job_of, new_run, same, small_config, state_of, trained
 
 from orchestrator.contract import RunDirectory
 from orchestrator.durable import read_json_lines
@@ -18,17 +18,7 @@ from orchestrator.schema import Config
 from trainer.errors import CheckpointError, Lost, MismatchError, TaskError
 from trainer.harvest import LOST_TRIES
 from trainer.interrupt import Interrupted, Wanted
-from trainer.train import Training, train
-
-
-async def trained(run: RunDirectory, config: Config, world: World | None = None) -> Training:
-    job = job_of(run, config, world)
-    try:
-        await train(job)
-    finally:
-        await job.engine.close()
-        job.metrics.close()
-    return job
+from trainer.train import train
 
 
 def until(config: Config, steps: int) -> Config:

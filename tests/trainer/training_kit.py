@@ -21,7 +21,7 @@ from trainer.learner import Learner, needs_critic, needs_reference
 from trainer.model import freeze, make_critic, tiny_policy
 from trainer.ranks import ALONE, Ranks
 from trainer.tasks import Task, Verify, write_tasks
-from trainer.train import Training
+from trainer.train import Training, train
 
 
 @dataclass
@@ -108,6 +108,17 @@ def new_run(folder: Path) -> RunDirectory:
 def job_of(run: RunDirectory, config: Config, world: World | None = None) -> Training:
     job = assemble(run, config, Interrupt(), run.events_of(Role.TRAINING, "trainer"), world or World())
     job.pause_s = 0.01
+    return job
+
+
+async def trained(run: RunDirectory, config: Config, world: World | None = None) -> Training:
+    """A job that trained to its end, and closed what it held."""
+    job = job_of(run, config, world)
+    try:
+        await train(job)
+    finally:
+        await job.engine.close()
+        job.metrics.close()
     return job
 
 
