@@ -22,7 +22,7 @@ WITH_TIME = frozenset({"gae", "reinforce++"})
 
 def contradictions(config: Config) -> list[str]:
     """One line each, with the assignment that mends it."""
-    parts = (_groups, _critic, _discounts, _kl, _aggregation, _importance, _band, _lengths)
+    parts = (_groups, _critic, _discounts, _kl, _aggregation, _importance, _band, _lengths, _rates)
     return [line for part in parts for line in part(config)]
 
 
@@ -105,6 +105,15 @@ def _lengths(config: Config) -> Iterator[str]:
             f"algorithm.overlong_cache={wanted.overlong_cache} punishes every length of an episode of at "
             f"most {longest} tokens: set it to {max(1, longest // 4)} or less, or "
             f"rollout.max_response_length higher"
+        )
+
+
+def _rates(config: Config) -> Iterator[str]:
+    wanted = config.trainer
+    if wanted.lr_min_ratio and wanted.lr_schedule == "constant":
+        yield (
+            f"trainer.lr_min_ratio={wanted.lr_min_ratio:g}, but constant learning rates never fall: set "
+            f"trainer.lr_schedule=linear or cosine, or trainer.lr_min_ratio=0"
         )
 
 

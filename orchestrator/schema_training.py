@@ -60,6 +60,13 @@ class Trainer(Section):
     """Learning rate of the policy."""
     critic_lr: Annotated[float, Limits(gt=0)] = 1e-5
     """Learning rate of the critic."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How both learning rates go on after `lr_warmup_steps`: as they are, or down to `lr_min_ratio` of
+    themselves at the last step."""
+    lr_warmup_steps: Annotated[int, Limits(ge=0)] = 0
+    """First steps in which both learning rates rise in equal parts from nothing."""
+    lr_min_ratio: Annotated[float, Limits(ge=0, le=1)] = 0.0
+    """What `linear` and `cosine` leave of the learning rates."""
     weight_decay: NotNegative = 0.0
     """AdamW weight decay."""
     adam_eps: Annotated[float, Limits(gt=0)] = 1e-8

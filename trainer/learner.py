@@ -9,7 +9,7 @@ What it is
 How to use it
     learner = Learner.of(config, policy, critic, reference, ranks)
     division = divide(batch.lengths, config.trainer.minibatches, config.trainer.micro_batch_tokens)
-    row |= learner.prepare(batch, division)
+    row |= learner.prepare(batch, division) | learner.pace(step, steps)
     row |= learner.update(batch, division, train_policy=True)
 
 What it does not do
@@ -169,6 +169,19 @@ class Learner:
         return rewards
 
     # --- the update ---
+
+    def pace(self, step: int, steps: int) -> Numbers:
+        """Set the learning rates of step `step` of `steps`. Returns what to log."""
+        wanted = self.trainer
+        plan = (wanted.lr_schedule, wanted.lr_warmup_steps, wanted.lr_min_ratio)
+        share = optim.share_of_rate(step, steps, *plan)
+        found: Numbers = {}
+        rates = {"critic": (self.critic_optimizer, wanted.critic_lr)}
+        rates["policy"] = (self.policy_optimizer, wanted.policy_lr)
+        for name, (optimizer, full) in rates.items():
+            if optimizer is not None:
+                optim.set_rate(optimizer, found.setdefault(f"lr/{name}", share * full))
+        return found
 
     def update(self, batch: Batch, division: list[MiniBatch], train_policy: bool) -> Numbers:
         """All optimiser steps of one PPO step. Returns means over them, and over action tokens.

@@ -2,10 +2,11 @@
 
 How to use it
     optimizer = adamw(model.parameters(), lr=6e-4, weight_decay=0.0, eps=1e-8)
+    set_rate(optimizer, 6e-4 * share_of_rate(step, steps, "linear", warmup=5, floor=0.1))
     norm, moved = step(optimizer, squared_norm(optimizer), max_norm=1.0)
 
 What it does not do
-    No schedule. `step` does not communicate: with several ranks all of them must give it the same
+    `step` does not communicate: with several ranks all of them must give it the same
     `squares`, so that all clip alike and, when one has a gradient that is not finite, all of them skip.
 """
 
@@ -24,6 +25,27 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, ep
     """AdamW over all parameters that learn (arXiv 1711.05101), the update fused into one kernel."""
     learning = [p for p in parameters if p.requires_grad]
     return AdamW(learning, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+
+
+def share_of_rate(step: int, steps: int, schedule: str, warmup: int, floor: float) -> float:
+    """What step `step` (from 0) of `steps` has of the full learning rate, between 0 and 1.
+
+    Equal parts up to 1 over the first `warmup` steps; then to `floor` at the last one, on a line or on half a
+    cosine wave (arXiv 1608.03983, without restarts). It depends on nothing else, so a resumed run has it too.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    left = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return floor + (1 - floor) * left
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """For all parameters, from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def parameters(optimizer: Optimizer) -> list[nn.Parameter]:

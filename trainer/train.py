@@ -121,6 +121,7 @@ async def train(job: Training) -> str:
 
             # bring the weights to the engine, and prove that it computes the same policy
             job.step += 1
+                    row |= learner.pace(job.step, job.steps)
             with clock("sync"):
                 row["probe"] = await synchronise(job)
 

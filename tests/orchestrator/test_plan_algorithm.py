@@ -48,6 +48,7 @@ def test_the_others_do_not(estimator: str) -> None:
             made({"truncated": "penalty", "overlong_cache": 100}, rollout={"max_response_length": 80}),
             "set it to 20",
         ),
+        (made({}, trainer={"lr_min_ratio": 0.1}), "set trainer.lr_schedule=linear or cosine"),
     ],
 )  # fmt: skip
 def test_what_contradicts_itself_is_refused_with_its_fix(config: Config, fix: str) -> None:

@@ -139,6 +139,26 @@ def test_one_rank_with_inf_means_that_no_rank_moves() -> None:
         assert not optimizer.state_dict()["state"]
 
 
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (("constant", 0, 0.0), [1, 1, 1, 1, 1]),
+        (("constant", 3, 0.0), [1 / 4, 2 / 4, 3 / 4, 1, 1]),
+        (("linear", 0, 0.2), [1, 0.8, 0.6, 0.4, 0.2]),
+        (("linear", 2, 0.0), [1 / 3, 2 / 3, 1, 0.5, 0]),
+        (("cosine", 0, 0.0), [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0]),
+    ],
+)
+def test_shares_of_the_learning_rate(plan: tuple[str, int, float], expected: list[float]) -> None:
+    found = [optim.share_of_rate(step, 5, *plan) for step in range(5)]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_run_of_one_step_or_longer_than_planned_has_a_rate() -> None:
+    assert optim.share_of_rate(0, 1, "linear", 0, 0.1) == 1
+    assert optim.share_of_rate(9, 5, "cosine", 0, 0.1) == pytest.approx(0.1)
+
+
 def test_gradients_are_clipped_to_the_global_norm() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=1.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from training_kit import World, job_of, new_run, same, small_config, state_of, trained
@@ -135,6 +136,20 @@ async def test_a_stop_in_the_middle_of_an_update_does_not_wait_for_its_end(tmp_p
         await train(job)
     await job.engine.close()
     assert rows(run) == []
+
+
+async def test_rates_follow_the_step_also_after_a_resume(tmp_path: Path) -> None:
+    plan = {"lr_schedule": "linear", "lr_warmup_steps": 1, "lr_min_ratio": 0.2}
+    run, config = new_run(tmp_path), small_config(tmp_path, total_steps=4, **plan)
+    world = World()
+    job = job_of(run, config, world)
+    world.before_open = lambda number: job.interrupt.ask(Wanted.CHECKPOINT) if number == 15 else None
+    with pytest.raises(Interrupted):
+        await train(job)
+    await job.engine.close()
+    await trained(run, config)
+    found = [(row["lr/policy"], row["lr/critic"]) for row in rows(run)]
+    np.testing.assert_allclose(found, np.outer([0.5, 1, 0.6, 0.2], [1e-3, 2e-3]))
 
 
 async def test_a_run_that_is_done_does_nothing_more(
