@@ -116,12 +116,12 @@ async def train(job: Training) -> str:
 
                 # update: the critic always, the policy once the critic knows something
                 with clock("update"):
+                    row |= learner.pace(job.step, job.steps)
                     train_policy = job.step >= config.trainer.critic_warmup_steps
                     row |= await aside(job, learner.update, batch, division, train_policy)
 
             # bring the weights to the engine, and prove that it computes the same policy
             job.step += 1
-                    row |= learner.pace(job.step, job.steps)
             with clock("sync"):
                 row["probe"] = await synchronise(job)
 
