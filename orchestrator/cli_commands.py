@@ -172,7 +172,7 @@ def rollouts(run: str | None, runs_dir: Path | None, **options: Any) -> None:
 @cli.command()
 @_run
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="A new directory.")
-@click.option("--checkpoint", default="best", show_default=True, metavar="best|newest|STEP")
+@click.option("--checkpoint", default="best", show_default=True, metavar="best|latest|STEP")
 @click.option("--dtype", default="float32", show_default=True, metavar="float32|bfloat16|float16")
 @_runs_dir
 def export(run: str | None, out: Path, checkpoint: str, dtype: str, runs_dir: Path | None) -> None:
@@ -180,6 +180,41 @@ def export(run: str | None, out: Path, checkpoint: str, dtype: str, runs_dir: Pa
     from orchestrator import cli_export
 
     raise SystemExit(cli_export.main(run, out, checkpoint, dtype, runs_dir))
+
+
+@cli.command("eval")
+@click.argument("policy", metavar="RUN|MODEL")
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, metavar="FILE|builtin:NAME", help="The tasks.")
+@click.option(
+    "--samples", "-n", type=click.IntRange(min=1), default=1, show_default=True, help="Of each task."
+)
+@click.option("--k", "ks", metavar="K,K,…", help="Which pass@k; default: 1 and SAMPLES.")
+@click.option("--checkpoint", metavar="best|latest|STEP", help="Of the run; default: best.")
+@click.option("--config", "-c", "config_name", metavar="NAME|PATH", help="With MODEL: what else it needs.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the job scripts; submit nothing.")
+@click.option("--follow/--no-follow", "-f", default=None, help="Watch until it ends; default: on a terminal.")
+@_runs_dir
+@_json
+def eval_(**options: Any) -> None:
+    """Sample tasks in real sandboxes with a run's policy, or a model, and say pass@k.
+
+    It is launched like a run, with the run's own configuration; KEY=VALUE changes it, like
+    rollout.temperature=0.6 or training.time_limit=1h.
+    """
+    _check_ks(options["ks"])
+    if options["follow"] and options["dry_run"]:
+        raise click.UsageError("--follow watches a run: leave out --dry-run")
+    from orchestrator import cli_eval
+
+    raise SystemExit(cli_eval.main(cli_eval.Asked(**options)))
+
+
+def _check_ks(text: str | None) -> None:
+    import re
+
+    if text is not None and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise click.UsageError(f"--k {text}: write whole numbers from 1 on with commas between, like 1,4,8")
 
 
 @cli.command()

@@ -44,7 +44,12 @@ class Options:
 
 def main(options: Options, asked: Asked | None = None) -> int:
     """Returns what to exit with. `asked`: git about the checkout, while all this was imported."""
-    request = Request(load(options.config_name, options.assignments), options.mode, command=sys.argv[1:])
+    resolved = load(options.config_name, options.assignments)
+    return start(options, Request(resolved, options.mode, command=sys.argv[1:]), asked)
+
+
+def start(options: Options, request: Request, asked: Asked | None = None) -> int:
+    """Launch it, or print the plan; returns what to exit with."""
     planned = preview(request)
     if options.dry_run:
         return _dry_run(planned, options.as_json)
@@ -52,7 +57,7 @@ def main(options: Options, asked: Asked | None = None) -> int:
     runtime = _check_runtime(options) if options.runtime_url else None
     request = Request(request.resolved, request.mode, runtime, request.command)
     launched = launch(request, scheduler, asked)
-    if options.as_json and not options.runtime_only:
+    if options.as_json and not options.runtime_only and not options.follow:
         about = {"run_id": launched.plan.run_id, "path": launched.plan.run_dir, "jobs": launched.jobs}
         print(json.dumps(about), flush=True)  # a closed pipe is noticed here
         return 0

@@ -35,13 +35,19 @@ INTERRUPTED = 130
 def after(options: Options, launched: Launched, scheduler: Scheduler) -> int:
     """Say what was launched and what to type next, follow it where that was asked for. Returns what to
     exit with."""
-    console = view.console()
-    if not options.as_json:  # with it: one JSON object, once the server is ready
+    quiet = options.as_json and options.follow
+    console = view.console(stderr=quiet)
+    if quiet or not options.as_json:  # with it: one JSON object, once the server is ready, or at the end
         console.print(view.launched(launched.plan, launched.jobs, launched.left_out))
     if options.runtime_only:
         return _serve(options, launched, scheduler, console)
     if options.follow:
-        return _watch(launched.run, scheduler, console)
+        code = _watch(launched.run, scheduler, console)
+        if quiet:
+            from orchestrator.cli_runs import status
+
+            status(str(launched.run.root), None, as_json=True)
+        return code
     if not options.as_json:
         name = view.short_id(launched.plan.run_id)
         console.print(view.next_steps(_commands(options, launched, "status", "logs -f", "cancel")))
@@ -96,6 +102,8 @@ def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
 def _afterwards(run: RunDirectory) -> list[str]:
     where = shlex.quote(view.short_path(run.root))
     commands = [f"orchestrate status {where}", f"orchestrate logs {where}"]
+    if run.evaluation.is_file():
+        commands.append(f"orchestrate rollouts {where} --validation")
     if run.tensorboard.is_dir():
         commands.append(f"tensorboard --logdir {shlex.quote(view.short_path(run.tensorboard))}")
     return commands

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator import follow, live, runs, view, view_live
+from orchestrator import evaluations, follow, live, runs, view, view_live
 from orchestrator.config import load
-from orchestrator.contract import Role, RunDirectory
+from orchestrator.contract import Evaluation, Role, RunDirectory
 from orchestrator.errors import OrchestrateError
+from orchestrator.frozen import asdict
 from orchestrator.runs import RunView
 from orchestrator.schedulers import JobState, Scheduler, SchedulerError, open_scheduler
 
@@ -58,11 +59,15 @@ def status(name: str | None, runs_dir: Path | None, as_json: bool) -> None:
     run = find(name, runs_dir)
     look = look_at(run)
     servers = [] if look.is_over else live.look(run, look.mode)
+    found = run.read(run.evaluation, Evaluation)
+    judged = evaluations.Progress(run).count() if found else 0
     if as_json:
         more = {"servers": [server.as_dict() for server in servers], "sandboxes": live.summary(servers)}
-        click.echo(follow.as_json(look, more if servers else {}))
+        about = {"evaluation": asdict(found)} if found else {}
+        click.echo(follow.as_json(look, (more if servers else {}) | about))
     else:
-        view.console().print(view.status(look, follow.total_steps(run), view_live.rows(servers)))
+        rows = [*view_live.rows(servers), *evaluations.rows(found, judged)]
+        view.console().print(view.status(look, follow.total_steps(run), rows))
 
 
 def list_runs(runs_dir: Path | None, limit: int, as_json: bool) -> None:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     import ast
 
 _BOUNDS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
-_PATTERNS = {r"^[A-Za-z0-9._-]{1,40}$": "1 to 40 letters, digits, dots, dashes or underscores"}
+_PATTERNS = {
+    r"^[A-Za-z0-9._-]{1,40}$": "1 to 40 letters, digits, dots, dashes or underscores",
+    r"^([1-9]\d*(,[1-9]\d*)*)?$": "whole numbers from 1 on, with commas between",
+}
 
 
 @dataclass(frozen=True)

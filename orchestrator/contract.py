@@ -43,6 +43,7 @@ from orchestrator.records import (
     CompleteFlag,
     ContractError,
     Env,
+    Evaluation,
     Event,
     Exit,
     JobStatus,
@@ -67,6 +68,7 @@ __all__ = [
     "CompleteFlag",
     "ContractError",
     "Env",
+    "Evaluation",
     "Event",
     "EventLog",
     "Exit",
@@ -137,6 +139,9 @@ class RunDirectory:
     checkpoints = _At("training/checkpoints")
     rollouts = _At("training/rollouts")
     tensorboard = _At("training/tensorboard")
+    evaluation = _At("training/evaluation.json")
+    judged = _At("training/judged")  # each file of it written by the life that it names
+    evaluated = _At("training/evaluated")  # the weights that are evaluated; the launcher's
     # one file per writer, merged on reading
     events = _At("events")
     attempts = _At("attempts")
@@ -175,6 +180,10 @@ class RunDirectory:
     def target(self, name: str) -> Path:
         """Where Prometheus finds one server: a file of its `file_sd_configs`."""
         return self.targets / f"{name}.json"
+
+    def judged_by(self, attempt: int, rank: int) -> Path:
+        """Episodes that one process of one life has judged (an evaluation's)."""
+        return self.judged / f"attempt-{attempt}.rank-{rank}.jsonl"
 
     def submissions(self, role: str) -> Path:
         """Journal of what this role's job has submitted: a successor of its own, or of its peer."""

@@ -92,8 +92,9 @@ def read_bytes(path: Path, tries: int = 3) -> bytes:
     return b""
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, sync: bool = False) -> None:
     """Append one line with a single write to a file that only this process writes: all of it, or OSError.
+    With `sync` it lies on the disk when this returns.
 
     A filesystem that is nearly full takes a part of a line and says no word; that part is taken back, or the
     next line would be lost with it.
@@ -104,6 +105,8 @@ def append_line(path: Path, line: str) -> None:
         if (written := os.write(descriptor, data)) != len(data):
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

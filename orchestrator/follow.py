@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator import curve, runs, view
-from orchestrator.contract import RunDirectory, read_bytes, read_json_lines
+from orchestrator import curve, evaluations, runs, view
+from orchestrator.contract import Evaluation, RunDirectory, read_bytes, read_json_lines
 from orchestrator.quantities import clock
 from orchestrator.runs import RunView
 from orchestrator.schedulers import QUEUED, Scheduler
@@ -42,6 +42,7 @@ class Follower:
         self.live: Live | None = None
         self._said: set[str] = set()
         self._steps = 0
+        self._judged, self._progress = -1, evaluations.Progress(run)
         self._start = time.monotonic()
 
     def show(self, look: RunView) -> None:
@@ -51,6 +52,7 @@ class Follower:
                 self._said.add(key)
                 self._say(text)
         self._show_steps()
+        self._show_judged()
 
     def _news(self, look: RunView) -> Iterator[tuple[str, Text]]:
         if look.url:
@@ -80,6 +82,19 @@ class Follower:
             for metrics in rows[self._steps :]:
                 self._say(Text(view.step_line(metrics, self.total)))
         self._steps = len(rows)
+
+    def _show_judged(self) -> None:
+        """How far an evaluation is: on a terminal always, elsewhere each tenth of it."""
+        if (found := self.run.read(self.run.evaluation, Evaluation)) is None or found.complete:
+            return
+        judged = self._progress.count()
+        told = evaluations.progress_line(found, judged)
+        tenth = 10 * judged // max(1, found.tasks * found.samples)
+        if self.live is not None:
+            self.live.update(view.row("", told), refresh=True)
+        elif tenth > self._judged:
+            self._say(Text(told))
+        self._judged = max(tenth, self._judged)
 
     def _bar(self, rows: list[dict[str, Any]]) -> Text:
         spark = view.sparkline(runs.success_rates(rows), 30)
@@ -144,7 +159,8 @@ def is_stranded(look: RunView) -> bool:
 
 
 def ending(run: RunDirectory, look: RunView, console: Console) -> None:
-    """How a followed run ended: the learning curve, the outcome, and the end of the log when it failed."""
+    """How a followed run ended: the learning curve or what was evaluated, the outcome, and the end of the log
+    when it failed."""
     rows = read_json_lines(run.metrics)
     width = min(100, console.width)
     if plot := curve.learning_curve(rows, width=width, colour=console.color_system is not None):
@@ -152,6 +168,8 @@ def ending(run: RunDirectory, look: RunView, console: Console) -> None:
         console.print(Text.from_ansi(plot))
     if said := curve.verdict(rows):
         console.print(view.row("curve", said))
+    if table := evaluations.rows(run.read(run.evaluation, Evaluation), evaluations.Progress(run).count()):
+        console.print(view.lines(table))
     console.print(view.row("ended", view.styled(look.state), f"  {view.clean(look.reason)}"))
     console.print(view.row("directory", view.short_path(look.path)))
     if look.state not in ("success", "cancelled"):

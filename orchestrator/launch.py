@@ -56,7 +56,8 @@ PLACEHOLDER = "YYYYMMDD_HHMMSS_xxxxxx"
 
 _LOCAL_PATHS = (
     *("run.runs_dir", "environment.env_file", "data.train", "data.validation", "model.path"),
-    *("trainer.checkpoint_dir", "trainer.rollout_dir", "runtime.state_dir", "runtime.image_store"),
+    *("trainer.checkpoint_dir", "trainer.rollout_dir", "evaluation.checkpoint"),
+    *("runtime.state_dir", "runtime.image_store"),
 )
 
 
@@ -127,7 +128,9 @@ def check_files(config: Config, mode: str) -> None:
     """Every file that the configuration names exists. Raises ConfigError."""
     named = {"environment.env_file": config.environment.env_file}
     if mode != "runtime-only":
-        named |= {"data.train": config.data.train, "data.validation": config.data.validation}
+        named |= {"data.validation": config.data.validation}
+        if not config.evaluation.wanted:
+            named |= {"data.train": config.data.train}
         if config.model.path.startswith("/"):
             named["model.path"] = config.model.path
     missing = [
@@ -187,6 +190,10 @@ def launch(request: Request, scheduler: Scheduler, asked: snapshot.Asked | None 
     run = RunDirectory.create(request.runs_dir)
     code = _take_code(request, run, asked)
     try:
+        if chosen := request.config.evaluation.checkpoint:
+            from orchestrator.checkpoints import keep_policy  # not for a launch that trains
+
+            keep_policy(Path(chosen), run.evaluated)
         plan = _write(request, run, secrets, from_checkout=code is not None)
         taken = code.result() if code else snapshot.Snapshot()
         if code and not taken.files:  # the runs are around the checkout: it is run from where it is

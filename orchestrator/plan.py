@@ -104,6 +104,8 @@ class Plan:
     episodes_per_step: int
     warnings: list[str]
     settings: Settings
+    evaluation: str = ""
+    """What is evaluated, in words; "" when the run trains."""
 
     def job(self, role: str) -> PlannedJob:
         return next(job for job in self.jobs if job.role == role)
@@ -134,6 +136,17 @@ def make_plan(config: Config, context: Context) -> Plan:
         episodes_per_step=config.rollout.prompts_per_step * config.rollout.rollouts_per_prompt,
         warnings=worries(config, context.mode),
         settings=settings_of(config),
+        evaluation=_evaluation(config) if Role.TRAINING in roles else "",
+    )
+
+
+def _evaluation(config: Config) -> str:
+    if not config.evaluation.wanted:
+        return ""
+    policy = config.evaluation.checkpoint or config.model.path
+    ks = ", ".join(f"pass@{k}" for k in config.evaluation.ks)
+    return (
+        f"{ks} of {policy}, {config.rollout.validation_rollouts} samples a task of {config.data.validation}"
     )
 
 

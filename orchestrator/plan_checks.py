@@ -22,6 +22,7 @@ def contradictions(config: Config, mode: str) -> list[str]:
     found = [*_lengths(config), *_batches(config), *_devices(config), *_times(config, mode)]
     found += _processes(config) if "training" in roles_of(mode) else []
     found += plan_algorithm.contradictions(config) if "training" in roles_of(mode) else []
+    found += evaluation(config) if "training" in roles_of(mode) else []
     return [*found, *_sandboxes(config), *_scheduler(config)]
 
 
@@ -132,6 +133,28 @@ def _processes(config: Config) -> Iterator[str]:
         yield (
             f"{per_node} processes a node (one per GPU) share {training.cpus} CPUs: "
             f"set training.cpus={per_node} or more"
+        )
+
+
+def evaluation(config: Config) -> Iterator[str]:
+    """What makes an evaluation impossible; the trainer asks the same."""
+    wanted, samples = config.evaluation, config.rollout.validation_rollouts
+    if wanted.checkpoint and not wanted.wanted:
+        yield "evaluation.checkpoint is for an evaluation: set evaluation.k=1, or leave it empty"
+    if not wanted.wanted:
+        return
+    if not config.data.validation:
+        yield "an evaluation needs tasks: set data.validation to a parquet file, or builtin:NAME"
+    if (most := wanted.ks[-1]) > samples:
+        yield (
+            f"pass@{most} cannot be estimated from {samples} sample(s) of each task: set "
+            f"rollout.validation_rollouts={most} (--samples {most}) or more, or leave {most} out of "
+            "evaluation.k (--k)"
+        )
+    if config.rollout.validation_greedy and samples > 1:
+        yield (
+            f"rollout.validation_greedy makes all {samples} samples of a task the same: set it to false, or "
+            "rollout.validation_rollouts=1 (--samples 1)"
         )
 
 

@@ -174,6 +174,40 @@ class Result(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """`training/evaluation.json`: what an evaluation found; until it is `complete`, what it is about to do.
+
+    `tasks` were sampled `samples` times each. `judged` episodes count; `lost` ones infrastructure took every
+    time, and nobody scored them. `pass_at` has for each k the estimate (`value`), its standard error over the
+    tasks (`stderr`; null of a single task), and how many `tasks` had k judged samples. `by_task` has `task`,
+    `samples` that were judged, and `successes`.
+    """
+
+    run_id: str
+    attempt: int
+    tasks: int
+    samples: int
+    complete: bool = False
+    judged: int = 0
+    lost: int = 0
+    pass_at: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    reward_mean: float | None = None
+    by_task: list[dict[str, Any]] = field(default_factory=list)
+    temperature: float = 1.0
+    greedy: bool = False
+    seed: int = 0
+    engine: str = ""
+    model: str = ""
+    checkpoint: str = ""  # folder of the checkpoint; "": the model itself
+    step: int | None = None  # of the checkpoint
+    weights: str = ""  # sha256 of the model's safetensors, in the order of their names
+    data: str = ""
+    data_digest: str = ""  # sha256 of the file; of a built-in family, of its rows as JSON
+    versions: dict[str, str] = field(default_factory=dict)
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobStatus(Record):
     """`<role>/status.json`: where the present attempt of one job stands, said by the job itself.
 

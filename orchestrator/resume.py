@@ -131,22 +131,26 @@ def _configurations(
     run: RunDirectory, manifest: Manifest, assignments: Sequence[str]
 ) -> tuple[Config, Resolved]:
     """The frozen configuration, and the one to go on with, each value with its origin."""
-    frozen = read_bytes(run.config).decode(errors="replace")
-    entries, problems = _split(from_yaml(frozen, "run", run.config.name))
+    entries, problems = frozen(run)
     before = resolve(entries, problems, manifest.config_name).config
-    origins = _origins(run)
-    kept = [
-        dataclasses.replace(e, layer=o[0], where=o[1])
-        for e in entries
-        if (o := origins.get(e.name, ("default",) * 2))
-    ]
-    new, wrong = _split(from_assignments(assignments))
-    resolved = resolve([*kept, *new], [*problems, *wrong], manifest.config_name)
+    new, wrong = split(from_assignments(assignments))
+    resolved = resolve([*entries, *new], [*problems, *wrong], manifest.config_name)
     config = absolute(resolved.config, Path.cwd())
     return before, Resolved(config, resolved.entries, resolved.name)
 
 
-def _split(found: Iterable[Entry | str]) -> tuple[list[Entry], list[str]]:
+def frozen(run: RunDirectory) -> tuple[list[Entry], list[str]]:
+    """Every value of a run's configuration, with where it came from at the launch; and what is wrong with
+    it, which a later version may find."""
+    text = read_bytes(run.config).decode(errors="replace")
+    entries, problems = split(from_yaml(text, "run", run.config.name))
+    origins = _origins(run)
+    usual = ("default", "default")
+    found = [(entry, origins.get(entry.name, usual)) for entry in entries]
+    return [dataclasses.replace(e, layer=layer, where=where) for e, (layer, where) in found], problems
+
+
+def split(found: Iterable[Entry | str]) -> tuple[list[Entry], list[str]]:
     items = list(found)
     return [i for i in items if isinstance(i, Entry)], [i for i in items if isinstance(i, str)]
 

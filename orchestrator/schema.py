@@ -13,7 +13,7 @@ What it does not do
 from typing import Annotated, Literal
 
 from orchestrator.quantities import Mebibytes, Seconds, parse_seconds
-from orchestrator.schema_training import Algorithm, Data, Model, Rollout, Trainer
+from orchestrator.schema_training import Algorithm, Data, Evaluation, Model, Rollout, Trainer
 from orchestrator.typed import Limits, Read, Section, made
 
 
@@ -187,3 +187,4 @@ class Config(Section):
     rollout: Rollout = made(factory=Rollout)
     algorithm: Algorithm = made(factory=Algorithm)
     trainer: Trainer = made(factory=Trainer)
+    evaluation: Evaluation = made(factory=Evaluation)

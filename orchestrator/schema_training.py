@@ -113,3 +113,23 @@ class Trainer(Section):
     """Where metrics go besides `metrics.jsonl` and TensorBoard, which always get them."""
     threads: Annotated[int, Limits(ge=0)] = 0
     """CPU threads of torch and of the engine; 0 means the CPUs of the job."""
+
+
+class Evaluation(Section):
+    """Set by `orchestrate eval`."""
+
+    k: Annotated[str, Limits(pattern=r"^([1-9]\d*(,[1-9]\d*)*)?$")] = ""
+    """Train nothing, and estimate pass@k for each of these, like `1,4,8`, on the tasks of `data.validation`
+    with `rollout.validation_rollouts` samples of each; empty trains."""
+    checkpoint: str = ""
+    """Folder of the checkpoint whose policy is evaluated; empty means the model of `model.path` itself."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this run evaluates, instead of training."""
+        return bool(self.k)
+
+    @property
+    def ks(self) -> list[int]:
+        """The numbers of `k`, each once, rising."""
+        return sorted({int(number) for number in self.k.split(",") if number})

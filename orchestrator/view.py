@@ -119,7 +119,8 @@ def plan(planned: Plan, checks: Mapping[str, Check] | None = None) -> Text:
     if planned.mode != "runtime-only":
         rows.append(row("GPUs", f"{planned.gpus} effective, {planned.copies} × the model when generating"))
         rows += [row("total", total) for total in planned.totals]
-        rows.append(row("step", f"{planned.episodes_per_step} episodes"))
+        step = row("step", f"{planned.episodes_per_step} episodes")
+        rows.append(row("evaluates", clean(planned.evaluation)) if planned.evaluation else step)
     rows += warnings(planned.warnings)
     for job in planned.jobs:
         rows += [

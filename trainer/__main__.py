@@ -2,8 +2,8 @@
 
 What it is
     The training command of a run: reads the frozen configuration, sets the environment that torch and
-    vLLM read when they are imported, trains, writes `training/summary.json`, and says by its exit code
-    how it ended (`orchestrator.records.Exit`):
+    vLLM read when they are imported, trains, or evaluates (`evaluation.k`), writes `training/summary.json`,
+    and says by its exit code how it ended (`orchestrator.records.Exit`):
         0    all steps are done
         64   the configuration or a file that it names is wrong; nothing was trained
         66   no run directory, or no config.yaml in it
@@ -35,13 +35,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.contract import Env, Exit, Manifest, Role, RunDirectory, publish_bytes
+from orchestrator.contract import Env, Evaluation, Exit, Manifest, Role, RunDirectory, publish_bytes
 from trainer import errors
 from trainer.errors import TrainerError
 from trainer.interrupt import Interrupt, Interrupted, Wanted
 
 if TYPE_CHECKING:
+    from orchestrator.contract import EventLog
     from orchestrator.schema import Config
+    from trainer.evaluate import Evaluating
+    from trainer.ranks import Ranks
     from trainer.train import Training
 
 CODES: dict[type[TrainerError], Exit] = {
@@ -117,9 +120,9 @@ def work(run: RunDirectory, config: Config) -> int:
     interrupt.listen()
     interrupt.watch(lambda: checkpoint_wanted(run, config, start))
     try:
-        code, reason = asyncio.run(_train(run, config, interrupt))
+        code, reason = asyncio.run(_work(run, config, interrupt))
     except Interrupted as interrupted:  # before there was anything to save
-        code, reason = ended_by(interrupted)
+        code, reason = ended_by(interrupted, config.evaluation.wanted)
     except TrainerError as error:
         code, reason = code_of(error), str(error)
         print(f"error: {error}", file=sys.stderr)
@@ -168,27 +171,49 @@ def set_environment(run: RunDirectory, config: Config) -> None:
         os.environ.pop(Env.RUNTIME_URL, None)
 
 
-async def _train(run: RunDirectory, config: Config, interrupt: Interrupt) -> tuple[int, str]:
+async def _work(run: RunDirectory, config: Config, interrupt: Interrupt) -> tuple[int, str]:
     from transformers.utils import logging as hugging_face
 
-    from trainer.assemble import assemble
     from trainer.distributed import join
-    from trainer.train import train
 
     hugging_face.disable_progress_bar()
     ranks = join(config.trainer.ranks_timeout)
     events = run.events_of(Role.TRAINING, "trainer" if ranks.first else f"trainer-{ranks.rank}")
     events.attempt = int(os.environ.get(Env.ATTEMPT, "0") or 0)
+    work = _evaluate if config.evaluation.wanted else _train
+    return Exit.OK, await work(run, config, interrupt, events, ranks)
+
+
+async def _train(
+    run: RunDirectory, config: Config, interrupt: Interrupt, events: EventLog, ranks: Ranks
+) -> str:
+    from trainer.assemble import assemble
+    from trainer.train import train
+
     job = assemble(run, config, interrupt, events, ranks=ranks)
     events.add("assembled", step=job.step, steps=job.steps, engine=config.rollout.engine)
     try:
         with interrupt.deferred():
-            return Exit.OK, await train(job)
+            return await train(job)
     finally:
         await close(job)
 
 
-async def close(job: Training) -> None:
+async def _evaluate(
+    run: RunDirectory, config: Config, interrupt: Interrupt, events: EventLog, ranks: Ranks
+) -> str:
+    from trainer.evaluate import evaluate, evaluation
+
+    job = evaluation(run, config, interrupt, events, ranks=ranks)
+    events.add("assembled", step=job.step, tasks=len(job.tasks), engine=config.rollout.engine)
+    try:
+        with interrupt.deferred():
+            return await evaluate(job)
+    finally:
+        await close(job)
+
+
+async def close(job: Training | Evaluating) -> None:
     """Remove the sandboxes, end the engine, flush the curves."""
     from trainer.distributed import leave
 
@@ -196,15 +221,15 @@ async def close(job: Training) -> None:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await job.environment.close()
     await job.engine.close()
-    job.store.close()
-    job.metrics.close()
+    job.close()
     leave(job.ranks)
 
 
-def ended_by(interrupted: Interrupted) -> tuple[int, str]:
-    """Exit code and reason of a training that was told to end."""
+def ended_by(interrupted: Interrupted, evaluates: bool = False) -> tuple[int, str]:
+    """Exit code and reason of a training, or an evaluation, that was told to end."""
     if interrupted.wanted is Wanted.CHECKPOINT:
-        return Exit.REQUEUE, "a checkpoint was asked for and written"
+        kept = "told to end for now; what is judged is kept" if evaluates else ""
+        return Exit.REQUEUE, kept or "a checkpoint was asked for and written"
     return 143, "told to stop"
 
 
@@ -224,6 +249,11 @@ def summarise(run: RunDirectory, reason: str, start: float) -> None:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             metrics |= {f"{name}_first": _mean(values[:3]), f"{name}_last": _mean(values[-10:])}
+    evaluation = run.read(run.evaluation, Evaluation)
+    if evaluation is not None and evaluation.complete:
+        metrics |= {"tasks": evaluation.tasks, "judged": evaluation.judged, "lost": evaluation.lost}
+        estimates = {f"pass@{k}": one["value"] for k, one in evaluation.pass_at.items()}
+        metrics |= {name: value for name, value in estimates.items() if value is not None}
     summary = {"metrics": metrics, "reason": reason}
     publish_bytes(run.summary, (json.dumps(summary, indent=2) + "\n").encode())
 

@@ -46,7 +46,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from orchestrator.durable import fsync_directory, publish_bytes, read_bytes
+from orchestrator.checkpoints import BEST, LATEST, POLICY, STATE, all_in, best_in, newest_in
+from orchestrator.checkpoints import is_whole as is_whole
+from orchestrator.durable import fsync_directory, publish_bytes
 from trainer.data import Cursor
 from trainer.errors import CheckpointError
 from trainer.learner import Learner
@@ -57,10 +59,7 @@ from trainer.weights import named_weights, write_model
 if TYPE_CHECKING:
     from orchestrator.schema import Config
 
-STATE = "state.json"
-LATEST, BEST = "latest", "best"
 STATE_FOLDER = "state"
-POLICY = "policy"
 _SAVING = ".saving-"
 
 # --- small state -------------------------------------------------------------------------------------
@@ -174,16 +173,15 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """What `latest` names if it is whole, else the newest one that is; None without any."""
-        return next(filter(is_whole, [*self._named(LATEST), *reversed(self.all())]), None)
+        return newest_in(self.root)
 
     def best(self) -> Path | None:
         """The one with the highest score, which `best` names; None without any."""
-        return next(filter(is_whole, self._named(BEST)), None)
+        return best_in(self.root)
 
     def all(self) -> list[Path]:
         """Every checkpoint, whole or not, oldest first."""
-        numbered = [path for path in self.root.glob("step-*") if path.name.rpartition("-")[2].isdigit()]
-        return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
+        return all_in(self.root)
 
     def prune(self) -> None:
         """Remove all but `keep` up to the newest, but not the best, and what a killed save left behind.
@@ -195,10 +193,6 @@ class Checkpoints:
         old = [path for path in line[: -self.keep] if not (self.keep_best and path == self.best())]
         for path in [*old, *self.root.glob(f"{_SAVING}*")]:
             shutil.rmtree(path, ignore_errors=True)
-
-    def _named(self, file: str) -> list[Path]:
-        named = read_bytes(self.root / file).decode(errors="replace").strip()
-        return [path for path in self.all() if path.name == named]
 
     def _write(
         self,
@@ -287,15 +281,6 @@ def _publish(beside: Path, target: Path) -> None:
         target.rename(target.parent / f"{_SAVING}{target.name}.old.{secrets.token_hex(4)}")
     beside.rename(target)
     fsync_directory(target.parent)
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """True when the last file was written and every file has the size that it says."""
-    try:
-        sizes = json.loads((checkpoint / STATE).read_text())["sizes"]
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def _make_durable(folder: Path) -> None:

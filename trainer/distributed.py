@@ -156,6 +156,14 @@ def models(config: Config, origin: Path, device: str, ranks: Ranks) -> Models:
     return Models(policy, critic, reference)
 
 
+def policy_alone(config: Config, folder: Path, device: str, ranks: Ranks) -> nn.Module:
+    """The policy, to sample from and nothing else: frozen, in shards where there are several ranks.
+    Collective. Raises ModelError."""
+    policy = freeze(load_policy(folder, device if ranks.size == 1 else "cpu"))
+    half = config.model.dtype == "bfloat16"
+    return shard(policy, ranks, half, config.trainer.reshard, torch.device(device).type)
+
+
 def _reference(config: Config, policy: nn.Module, origin: Path, device: str) -> nn.Module:
     if config.model.lora_rank:
         return lora.AdapterOff(policy)

@@ -6,7 +6,7 @@ What it is
     float32 or as asked for. Published at once: a directory that is there is whole.
 
 How to use it
-    orchestrate export RUN --out DIR [--checkpoint best|newest|STEP] [--dtype bfloat16]
+    orchestrate export RUN --out DIR [--checkpoint best|latest|STEP] [--dtype bfloat16]
     python -m trainer.export RUN_DIRECTORY --out DIR
 
 What it does not do
@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import folder_of
+from orchestrator.checkpoints import POLICY, NoCheckpoint, choose, folder_of
 from orchestrator.contract import Exit, RunDirectory
 from orchestrator.schema import Config
-from trainer.checkpoint import POLICY, Checkpoints, publish_directory, read_progress
+from trainer.checkpoint import publish_directory, read_progress
 from trainer.errors import CheckpointError, TrainerError
 
 TEXT_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "*.jinja")
@@ -36,7 +36,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def export(run: RunDirectory, out: Path, which: str = "best", dtype: str = "float32") -> Path:
     """Write the policy of one of a run's checkpoints to `out`; returns the checkpoint.
 
-    `which` is `best` (by validation; the newest where nothing was validated), `newest` or a step. Raises
+    `which` is `best` (by validation; the newest where nothing was validated), `latest` or a step. Raises
     CheckpointError when there is no such checkpoint, or `out` exists or cannot be written.
     """
     if out.exists():
@@ -61,16 +61,10 @@ def export(run: RunDirectory, out: Path, which: str = "best", dtype: str = "floa
 
 def find(run: RunDirectory, which: str) -> Path:
     """The checkpoint that is meant."""
-    store = Checkpoints(folder_of(run))
-    whole = [path.name for path in store.all()]
-    if which in ("best", "newest"):
-        found = (store.best() if which == "best" else None) or store.newest()
-    else:
-        found = next((p for p in store.all() if which.isdigit() and p == store.path(int(which))), None)
-    if found is None:
-        there = f"there are {', '.join(whole)}" if whole else f"{store.root} holds none"
-        raise CheckpointError(f"no checkpoint {which!r} of {run.run_id}: {there}; say best, newest or a step")
-    return found
+    try:
+        return choose(folder_of(run), which, run.run_id)
+    except NoCheckpoint as error:
+        raise CheckpointError(str(error)) from error
 
 
 def cast(folder: Path, dtype: str) -> None:
@@ -120,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--out", type=Path, required=True, help="a directory that does not exist yet")
-    parser.add_argument("--checkpoint", default="best", help="best, newest or a step (default: best)")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     given = parser.parse_args(arguments)
     try:

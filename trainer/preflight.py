@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator import plan_algorithm
+from orchestrator import plan_algorithm, plan_checks
 from orchestrator.schema import Config
 from trainer import loggers
 
@@ -24,6 +24,7 @@ MODELS = (TINY, "builtin:smollm2")
 def problems(config: Config) -> list[str]:
     """What makes this run impossible here, one line each with its remedy. Imports nothing heavy."""
     found = [*_scale(config), *_inputs(config), *plan_algorithm.contradictions(config)]
+    found += plan_checks.evaluation(config)
     found += loggers.missing(config.trainer.loggers)
     packages = ["torch", "transformers", "safetensors", "pyarrow", "tensorboard"]
     packages += ["vllm"] if config.rollout.engine == "vllm" else []
@@ -60,7 +61,10 @@ def _scale(config: Config) -> list[str]:
 
 def _inputs(config: Config) -> list[str]:
     found = []
-    for key, source in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+    sources = {"data.validation": config.data.validation}
+    if not config.evaluation.wanted:
+        sources |= {"data.train": config.data.train}
+    for key, source in sources.items():
         if source and not source.startswith(BUILTIN) and not Path(source).is_file():
             found.append(f"{key}={source} is no file: name a parquet file of tasks, or builtin:NAME")
     path = config.model.path

@@ -24,7 +24,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "Rollouts", "summary"]
 
 log = logging.getLogger(__name__)
+Seen = Callable[[Episode], None]
+"""Is called with each valid episode as it ends."""
 ROUND = 1_000_000
 """Episodes of later rounds of a step are numbered from here on, so that their seeds are their own."""
 
@@ -123,8 +125,9 @@ class Rollouts:
         """As a run's configuration asks for. Raises TaskError."""
         return cls(engine, environment, form, Limits.of(config), Plan.of(config))
 
-    def for_validation(self, config: Config) -> Rollouts:
-        """The same engine, environment and format, for validation tasks: each as often as is asked for."""
+    def for_validation(self, config: Config, purpose: str = "validation/") -> Rollouts:
+        """The same engine, environment and format, for validation tasks: each as often as is asked for.
+        Other purposes have other seeds."""
         rollout, agent = config.rollout, self._agent
         limits = replace(agent.limits, greedy=rollout.validation_greedy)
         plan = replace(
@@ -132,7 +135,7 @@ class Rollouts:
             rollouts_per_prompt=rollout.validation_rollouts,
             oversample=1.0,
             step_timeout_s=None,
-            purpose="validation/",
+            purpose=purpose,
         )
         return Rollouts(agent.engine, self._environment, agent.form, limits, plan)
 
@@ -153,12 +156,13 @@ class Rollouts:
         known: Sequence[Episode] = (),
         groups: Sequence[int] = (),
         round_: int = 0,
+        seen: Seen | None = None,
     ) -> list[Episode]:
         """One episode per task and repetition, in order; `Episode.group` is the task's place in `tasks`, or
         what `groups` says. `round_` tells the parts of one step apart that are collected one after the other.
 
         `known` are the episodes of an earlier try of this step: the valid ones are kept, the lost ones are
-        played again, with the seeds that they had.
+        played again, with the seeds that they had. `seen` gets every valid one that is played.
 
         Raises EngineDied, Refused or TaskError, at once and after every sandbox is on its way out;
         infrastructure failures raise nothing, they are in the episodes' status.
@@ -170,7 +174,7 @@ class Rollouts:
         numbers = [place.number for place in places]
         rules = Rules(numbers[:wanted], numbers[wanted:], self._plan.grace_s, self._plan.step_timeout_s)
         started = {
-            place.number: asyncio.create_task(self._episode(place, slots), name=place.name)
+            place.number: asyncio.create_task(self._episode(place, slots, seen), name=place.name)
             for place in places
             if place.number not in found
         }
@@ -185,12 +189,15 @@ class Rollouts:
     ) -> tuple[int, list[_Place]]:
         """How many episodes are wanted, and those that are started: the wanted ones, then the ones besides,
         which are dealt out to the groups in turn."""
-        each = self._plan.rollouts_per_prompt
-        first = round_ * ROUND + (groups[0] * each if groups else 0)  # of a share: as in the whole step
+        each, start = self._plan.rollouts_per_prompt, round_ * ROUND
         wanted = len(tasks) * each
         more = math.ceil(wanted * (self._plan.oversample - 1) - 1e-9)
+        # Numbers come from the groups, so that those of a share, or of what is left, are as in the whole.
+        numbers = [start + group * each + n for group in groups for n in range(each)]
+        besides = start + (max(groups, default=-1) + 1) * each
         which = [*(n // each for n in range(wanted)), *(n % len(tasks) for n in range(more))]
-        return wanted, [_Place(tasks[i], step, groups[i], first + n) for n, i in enumerate(which)]
+        numbers += range(besides, besides + more)
+        return wanted, [_Place(tasks[i], step, groups[i], n) for n, i in zip(numbers, which, strict=True)]
 
     def _count(
         self, rules: Rules, started: dict[int, asyncio.Task[Episode]], ended: dict[int, Episode]
@@ -219,7 +226,7 @@ class Rollouts:
         episode.number, episode.prompt = place.number, task.prompt
         return episode
 
-    async def _episode(self, place: _Place, slots: asyncio.Semaphore) -> Episode:
+    async def _episode(self, place: _Place, slots: asyncio.Semaphore, seen: Seen | None = None) -> Episode:
         """Play one episode, again in a fresh sandbox each time that infrastructure loses it."""
         agent = self._agent.of_task(place.task)
         async with slots:
@@ -239,6 +246,8 @@ class Rollouts:
                 if not retry:
                     break
                 await asyncio.sleep(self._plan.retry_pause_s * 2**attempt)
+        if seen is not None and episode.valid:
+            seen(episode)
         return episode
 
     async def _attempt(self, place: _Place, episode: Episode, agent: Agent) -> None:

@@ -18,10 +18,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from trainer.distributed import share
-from trainer.episode import Episode
 from trainer.errors import TrainerError
 from trainer.interrupt import Interrupt, Interrupted, Wanted
 from trainer.ranks import Ranks
@@ -30,21 +29,22 @@ if TYPE_CHECKING:
     from trainer.tasks import Task
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 
-class Played(NamedTuple):
-    """Episodes, and how many tries were lost before."""
+class Played(NamedTuple, Generic[E]):
+    """Episodes, or what is told of them, and how many tries were lost before."""
 
-    episodes: list[Episode]
+    episodes: list[E]
     lost: int
 
 
-Play = Callable[[Sequence["Task"], Sequence[int]], Awaitable[tuple[list[Episode], int]]]
+Play = Callable[[Sequence["Task"], Sequence[int]], Awaitable[tuple[list[E], int]]]
 
 
 async def shared(
-    ranks: Ranks, interrupt: Interrupt, tasks: Sequence[Task], groups: Sequence[int], play: Play
-) -> Played:
+    ranks: Ranks, interrupt: Interrupt, tasks: Sequence[Task], groups: Sequence[int], play: Play[E]
+) -> Played[E]:
     """`play(tasks, groups)` on this rank's share; all ranks' episodes in order, and the largest count.
 
     Collective. Raises what any rank has raised: a request to stop before one for a checkpoint before an
@@ -53,7 +53,7 @@ async def shared(
     groups = groups or range(len(tasks))
     if ranks.size == 1:
         return Played(*await play(tasks, groups))
-    part, mine = share(len(tasks), ranks), Played([], 0)
+    part, mine = share(len(tasks), ranks), Played[E]([], 0)
     trouble: BaseException | None = None
     try:
         if part:

@@ -78,6 +78,11 @@ class Training:
     pause_s: float = 1.0
     """Before a step that was lost is played again."""
 
+    def close(self) -> None:
+        """What is being written comes to its end."""
+        self.store.close()
+        self.metrics.close()
+
     def save(self, progress: Progress, score: float | None = None, wait: bool = True) -> None:
         """Write a checkpoint and say so once it is there; without `wait` training goes on meanwhile. `score`:
         of its validation; the store keeps the best."""
@@ -189,13 +194,17 @@ def best_score(job: Training) -> float:
 
 async def synchronise(job: Training) -> float:
     """Load the present weights into the engine and probe it. Returns nats. Raises MismatchError."""
-    await job.engine.load(job.step)
-    difference = await job.engine.probe(job.probe_prompt)
-    difference = float(job.ranks.max(torch.tensor(difference)))
-    limit = job.config.trainer.mismatch_limit
+    return await prove(job.engine, job.step, job.probe_prompt, job.config.trainer.mismatch_limit, job.ranks)
+
+
+async def prove(engine: Engine, step: int, prompt: list[int], limit: float, ranks: Ranks) -> float:
+    """Load the weights of `step` into the engine and probe it. Returns nats. Raises MismatchError when they
+    are more than `limit`."""
+    await engine.load(step)
+    difference = float(ranks.max(torch.tensor(await engine.probe(prompt))))
     if not (math.isfinite(difference) and difference <= limit):
         raise MismatchError(
-            f"after the weight sync of step {job.step} engine and trainer differ by {difference:.3g} nats, "
+            f"after the weight sync of step {step} engine and trainer differ by {difference:.3g} nats, "
             f"allowed are {limit:g} (trainer.mismatch_limit): the engine does not sample from this policy"
         )
     return difference

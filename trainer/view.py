@@ -46,10 +46,15 @@ def rollout_file(directory: Path, step: int, kind: str = "step") -> Path:
 
 def write_rollouts(directory: Path, step: int, episodes: Sequence[Episode], kind: str = "step") -> Path:
     """Publish a step's trajectories at once, replacing those of an earlier try of the same step."""
+    return write_lines(directory, step, [line(episode) for episode in episodes], kind)
+
+
+def write_lines(directory: Path, step: int, lines: Sequence[Line], kind: str = "step") -> Path:
+    """The same of what `line` has made of them."""
     directory.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(line(episode) | {"step": step}, ensure_ascii=False) for episode in episodes]
+    texts = [json.dumps(one | {"step": step}, ensure_ascii=False) for one in lines]
     path = rollout_file(directory, step, kind)
-    publish_bytes(path, ("\n".join(lines) + "\n").encode(errors="replace"))
+    publish_bytes(path, ("\n".join(texts) + "\n").encode(errors="replace"))
     return path
 
 

@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> int:
     given = {"agent": seeds(), "tar": archives()}
     names = arguments[1:] or list(shares)
     codes = [fuzz(name, seconds if arguments[1:] else shares[name], given[name]) for name in names]
-    return max(codes)
+    return int(any(codes))  # a signal's is negative
 
 
 if __name__ == "__main__":
