@@ -200,7 +200,8 @@ static void build_world(void) {
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     for (int s = 1; s <= 64; s++)
-        sigaction(s, &own[s], NULL);
+        if (s != SIGPIPE)
+            sigaction(s, &own[s], NULL);
     struct sockaddr_un at = {.sun_family = AF_UNIX};
     snprintf(at.sun_path, sizeof at.sun_path, "%s/agent.sock", place);
     listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
