@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 from orchestrator.contract import Env
-from runtime_server.engines import EngineError, namespace, processes
+from runtime_server.engines import EngineError, graph, namespace, processes
 from runtime_server.engines.state import State
 
 START_S = 30.0
@@ -92,7 +92,7 @@ class Service:
     async def start(self) -> None:
         """Write the settings, start the service, wait until it answers. Raises EngineError."""
         self._configure()
-        await asyncio.to_thread(tidy, self.state.graphroot)
+        await asyncio.to_thread(graph.tidy, self.state.graphroot)
         self.state.socket.unlink(missing_ok=True)
         self._spawn()
         deadline = time.monotonic() + START_S
@@ -168,21 +168,6 @@ class Service:
         except (OSError, subprocess.TimeoutExpired):
             return None
         return self.state.conmon if done.returncode == 0 else None
-
-
-def tidy(graphroot: Path) -> None:
-    """What a service that was killed left half done, and none after it would remove: files that it was
-    writing, layers that it made and had not written down. None may be running."""
-    with contextlib.suppress(OSError):
-        for half in graphroot.glob("overlay-*/.tmp-*"):
-            half.unlink()
-        known = b"".join(file.read_bytes() for file in (graphroot / "overlay-layers").glob("*.json"))
-        for layer in (graphroot / "overlay").glob("?" * 64):
-            if layer.name.encode() not in known:
-                namespace.remove_tree(layer)
-        for link in (graphroot / "overlay" / "l").glob("*"):
-            if link.is_symlink() and not link.exists():
-                link.unlink()
 
 
 def containers_conf(state: State, runtime: str, conmon: Path | None) -> str:

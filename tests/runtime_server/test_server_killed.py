@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -83,6 +84,21 @@ async def test_cgroups_that_a_killed_services_runtime_made_late_go(client: Clien
     box = await client.create()
     await until(lambda: not any(folder.exists() for folder in late), 60)
     assert (await client.exec(box.id, Exec(command="echo here"))).stdout.text == "here\n"
+
+
+async def test_a_layer_that_a_killed_service_wrote_down_for_nobody_goes(client: Client, state: State) -> None:
+    box, layer = await client.create(), "ab" * 32
+    for pid in processes.services(state.token):
+        processes.send(pid)
+        processes.gone(pid, 10)
+    records = state.graphroot / "overlay-layers" / "layers.json"
+    written = json.loads(records.read_bytes())
+    records.write_text(json.dumps([{"id": layer, "created": "2026-11-22T00:52:50.3Z"}, *written]))
+    (state.graphroot / "overlay" / layer / "diff").mkdir(parents=True)
+    other = await client.create()
+    assert not (state.graphroot / "overlay" / layer).exists() and layer not in records.read_text()
+    for one in (box, other):
+        assert (await client.exec(one.id, Exec(command="echo here"))).stdout.text == "here\n"
 
 
 async def test_the_dead_that_were_deleted_do_not_come_back() -> None:
