@@ -43,7 +43,10 @@ class Journal:
         """Raises OSError; then the episode is not there."""
         if not self._begun:
             self.path.parent.mkdir(exist_ok=True)
-            append_line(self.path, json.dumps({"about": self._about}, sort_keys=True), sync=True)
+            # A trainer that is started by hand has no number of its own: it goes on in the file of the last
+            # one, which may end in half a line.
+            above = "\n" if self.path.exists() else ""
+            append_line(self.path, above + json.dumps({"about": self._about}, sort_keys=True), sync=True)
             fsync_directory(self.path.parent)
             self._begun = True
         append_line(self.path, json.dumps(line), sync=True)
@@ -54,9 +57,12 @@ def read(run: RunDirectory, about: About) -> dict[int, Line]:
     last; with the same seeds, they drew from the same distribution."""
     found: dict[int, Line] = {}
     for path in sorted(run.judged.glob("*.jsonl")):
-        rows = read_json_lines(path)
-        if rows and rows[0].get("about") == about:
-            found |= {row["number"]: row for row in rows[1:]}
+        same = False
+        for row in read_json_lines(path):
+            if "about" in row:
+                same = row["about"] == about
+            elif same:
+                found[row["number"]] = row
     return found
 
 

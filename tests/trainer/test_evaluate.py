@@ -206,9 +206,10 @@ async def test_a_line_cut_short_by_a_kill_never_was(tmp_path: Path) -> None:
     (path,) = run.judged.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    world = World()
-    await evaluated(run, asked(tmp_path), world)
-    assert world.opened == 1
+    for opened in (1, 0):  # by hand, in the same file, behind the half line
+        world = World()
+        await evaluated(run, asked(tmp_path), world)
+        assert world.opened == opened
 
 
 async def test_what_was_judged_of_other_tasks_does_not_count(tmp_path: Path) -> None:

@@ -126,6 +126,32 @@ def test_adapters_packing_and_recomputation_train_on_ranks_as_alone(tmp_path: Pa
         assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-4)
 
 
+def test_ranks_evaluate_as_one_process_and_go_on_where_others_ended(tmp_path: Path) -> None:
+    """Two ranks, told to end on one of them, then three, then nothing is left for one process to do."""
+    found = []
+    for name, lives in (
+        ("alone", [(1, ())]),
+        ("several", [(2, ("rank=1", "what=checkpoint", "at=3")), (3, ())]),
+    ):
+        run = prepared(tmp_path / name)
+        path = tmp_path / name / "config.yaml"
+        data = yaml.safe_load(path.read_text())
+        data["data"]["validation"] = data["data"]["train"]
+        data["rollout"] |= {"validation_rollouts": 2, "max_parallel_episodes": 1, "max_turns": 1}
+        data["evaluation"] = {"k": "1,2"}
+        path.write_text(yaml.safe_dump(data))
+        for size, words in lives:
+            trained(tmp_path / name, size, *words)
+        lines = read_json_lines(run.rollouts / "validation-000000.jsonl")
+        found.append([(one["number"], one["task"], one["turns"][0]["text"], one["reward"]) for one in lines])
+    assert found[0] == found[1] and [one[0] for one in found[0]] == list(range(18))
+    ends = [json.loads(line) for line in (tmp_path / "several" / "ends.jsonl").read_text().splitlines()]
+    assert ends[:2] == ["Interrupted: checkpoint"] * 2 and len(set(ends[2:])) == 1 and "pass@2" in ends[2]
+    judged = [one for path in run.judged.iterdir() for one in read_json_lines(path)]
+    numbers = [one["number"] for one in judged if "number" in one]
+    assert sorted(numbers) == list(range(18)), "none twice, none missing"
+
+
 @pytest.mark.vllm
 def test_ranks_bring_their_shards_into_a_vllm_each(tmp_path: Path) -> None:
     """Every step's probe compares what vLLM samples with the sharded policy, on the rank that is worst."""

@@ -1,4 +1,5 @@
-"""What torchrun starts in `test_torchrun.py`: a whole small training, in the world of `training_kit`.
+"""What torchrun starts in `test_torchrun.py`: a whole small training, or an evaluation, in the world of
+`training_kit`.
 
 `torchrun_main.py FOLDER KEY=VALUE …`: trains in the run of FOLDER with its configuration and the changes;
 each rank leaves its part of the result in FOLDER.
@@ -21,6 +22,7 @@ from trainer.__main__ import close
 from trainer.assemble import assemble
 from trainer.distributed import join
 from trainer.errors import TrainerError
+from trainer.evaluate import Evaluating, evaluate, evaluation
 from trainer.interrupt import Interrupt, Interrupted, Wanted
 from trainer.train import train
 from trainer.weights import named_weights
@@ -38,7 +40,10 @@ async def work(folder: Path, run: RunDirectory, config: Config, asked: dict[str,
                 raise SystemExit(7)
             interrupt.ask(Wanted.CHECKPOINT if asked["what"] == "checkpoint" else Wanted.STOP)
 
-    job = assemble(run, config, interrupt, events, World(before_open=before_open), ranks)
+    world = World(before_open=before_open)
+    if config.evaluation.wanted:
+        return await evaluated(evaluation(run, config, interrupt, events, world, ranks))
+    job = assemble(run, config, interrupt, events, world, ranks)
     try:
         with interrupt.deferred():
             try:
@@ -48,6 +53,16 @@ async def work(folder: Path, run: RunDirectory, config: Config, asked: dict[str,
         weights = {name: tensor.clone() for name, tensor in named_weights(job.learner.policy)}
         torch.save(weights, folder / f"policy-{ranks.rank}.pt")
         return reason
+    finally:
+        await close(job)
+
+
+async def evaluated(job: Evaluating) -> str:
+    try:
+        with job.interrupt.deferred():
+            return await evaluate(job)
+    except (Interrupted, TrainerError) as error:
+        return f"{type(error).__name__}: {error}"
     finally:
         await close(job)
 
