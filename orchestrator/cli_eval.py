@@ -182,7 +182,10 @@ def check_data(request: Request) -> None:
 
 def _problems(text: str) -> list[str]:
     """What `trainer.check` says is wrong, a few of them."""
-    said = json.loads(text)
+    try:
+        said = json.loads(text)
+    except ValueError:  # not a word about the tasks: it did not get so far
+        return [f"--data: the check of the tasks failed: {text.strip()[-500:]}"]
     errors = [said["error"]] if "error" in said else said["errors"]
     more = [f"and {len(errors) - 5} more: `orchestrate data check` shows them"] if len(errors) > 5 else []
     return [f"--data: {error}" for error in errors[:5]] + more

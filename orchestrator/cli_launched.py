@@ -23,7 +23,7 @@ from rich.text import Text
 
 from orchestrator import attach, runs, view
 from orchestrator.cli_launch import Options
-from orchestrator.contract import ReadyFlag, RunDirectory, wait_for
+from orchestrator.contract import Evaluation, ReadyFlag, RunDirectory, wait_for
 from orchestrator.errors import ConfigError, RuntimeUnusable
 from orchestrator.launch import Launched
 from orchestrator.runs import RunView
@@ -102,7 +102,7 @@ def _watch(run: RunDirectory, scheduler: Scheduler, console: Console) -> int:
 def _afterwards(run: RunDirectory) -> list[str]:
     where = shlex.quote(view.short_path(run.root))
     commands = [f"orchestrate status {where}", f"orchestrate logs {where}"]
-    if run.evaluation.is_file():
+    if run.read(run.evaluation, Evaluation):
         commands.append(f"orchestrate rollouts {where} --validation")
     if run.tensorboard.is_dir():
         commands.append(f"tensorboard --logdir {shlex.quote(view.short_path(run.tensorboard))}")

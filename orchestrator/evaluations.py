@@ -54,13 +54,8 @@ def rows(found: Evaluation | None, judged: int = 0) -> list[Text]:
     how = "the likeliest token" if found.greedy else f"temperature {found.temperature:g}"
     about = f"{found.tasks:,} tasks × {found.samples} samples, {how}"
     head = [row("evaluates", clean(_policy(found)))]
-    head += [
-        row(
-            "on",
-            clean(short_path(found.data)) if "/" in found.data else found.data,
-            Text(f"  {about}", "dim"),
-        )
-    ]
+    data = short_path(found.data) if "/" in found.data else found.data
+    head.append(row("on", clean(data), Text(f"  {about}", "dim")))
     if not found.complete:
         return [*head, row("so far", progress_line(found, judged))]
     return [*head, *(_estimate(k, one, found.tasks) for k, one in found.pass_at.items()), *_lost(found)]

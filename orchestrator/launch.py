@@ -190,10 +190,8 @@ def launch(request: Request, scheduler: Scheduler, asked: snapshot.Asked | None 
     run = RunDirectory.create(request.runs_dir)
     code = _take_code(request, run, asked)
     try:
-        if chosen := request.config.evaluation.checkpoint:
-            from orchestrator.checkpoints import keep_policy  # not for a launch that trains
-
-            keep_policy(Path(chosen), run.evaluated)
+        if request.config.evaluation.wanted:
+            _prepare_evaluation(request.config, run)
         plan = _write(request, run, secrets, from_checkout=code is not None)
         taken = code.result() if code else snapshot.Snapshot()
         if code and not taken.files:  # the runs are around the checkout: it is run from where it is
@@ -207,6 +205,17 @@ def launch(request: Request, scheduler: Scheduler, asked: snapshot.Asked | None 
         shutil.rmtree(run.root, ignore_errors=True)  # nobody has heard of it yet
         raise
     return Launched(run, plan, submit_all(run, plan, scheduler, journal), taken.left_out)
+
+
+def _prepare_evaluation(config: Config, run: RunDirectory) -> None:
+    """What others wait for is there from the start, empty; and so is the policy, whatever becomes of its
+    checkpoint while the job is queued. Raises NoCheckpoint."""
+    from orchestrator.checkpoints import keep_policy  # not for a launch that trains
+
+    run.judged.mkdir()
+    write_new(run.evaluation, b"")
+    if config.evaluation.checkpoint:
+        keep_policy(Path(config.evaluation.checkpoint), run.evaluated)
 
 
 def _take_code(request: Request, run: RunDirectory, asked: snapshot.Asked | None) -> snapshot.Taking | None:

@@ -32,7 +32,7 @@ def test_help_takes_less_than_150_ms_of_cpu() -> None:
     assert statistics.median(_cpu_seconds() for _ in range(5)) <= 0.15
 
 
-@pytest.mark.parametrize("command", [[], ["launch"], ["status"], ["logs"], ["config", "show"]])
+@pytest.mark.parametrize("command", [[], ["launch"], ["status"], ["logs"], ["eval"], ["config", "show"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\nfrom orchestrator.cli_commands import cli\n"
