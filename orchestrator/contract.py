@@ -55,6 +55,7 @@ from orchestrator.records import (
     Record,
     Result,
     Role,
+    Saving,
     ServerRecord,
     Settings,
     Submission,
@@ -84,6 +85,7 @@ __all__ = [
     "Result",
     "Role",
     "RunDirectory",
+    "Saving",
     "ServerRecord",
     "Settings",
     "Submission",
@@ -136,6 +138,7 @@ class RunDirectory:
     metrics = _At("training/metrics.jsonl")
     summary = _At("training/summary.json")
     checkpoint_request = _At("training/checkpoint.request")
+    saving = _At("training/saving.json")
     checkpoints = _At("training/checkpoints")
     rollouts = _At("training/rollouts")
     tensorboard = _At("training/tensorboard")
@@ -235,6 +238,7 @@ class RunDirectory:
             self.complete_flag,
             self.result,
             self.checkpoint_request,
+            self.saving,
             *(self.submissions(r) for r in roles),
             *(self.status(r) for r in roles),
             *(self.heartbeat(r) for r in roles),

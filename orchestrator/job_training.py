@@ -29,6 +29,7 @@ from orchestrator.contract import (
     Result,
     Role,
     RunDirectory,
+    Saving,
     WaitTimeout,
     read_bytes,
     wait_for,
@@ -38,9 +39,8 @@ from orchestrator.job_core import STOPPED, TIMED_OUT, Attempt, Ending, wrapper_c
 from orchestrator.job_launch import step_environment, training_argv
 from orchestrator.peer import Peer, RuntimeWatch, Watcher
 from orchestrator.revive import Reviver
-from orchestrator.walltime import Walltime
+from orchestrator.walltime import MARGIN_S, Walltime, needed
 
-_MARGIN_S = 5.0
 _SHARE = 0.6  # of the time between TERM and KILL, for a last checkpoint
 
 
@@ -57,14 +57,13 @@ class TrainingJob:
         peer = Peer(self.run, Role.RUNTIME, self.settings, attempt.scheduler)
         self.watch = RuntimeWatch(peer, attempt.manifest.mode, Reviver(attempt, peer).revive)
         self.watcher = Watcher(self.watch.probe, min(2.0, 4 * self.settings.look_every), inbox.wake)
-        self.walltime = Watcher(Walltime(attempt.scheduler, attempt.job_id, self.lead).probe, 5.0, inbox.wake)
+        limit_s = float(attempt.manifest.jobs.get(Role.TRAINING, {}).get("time_limit_s", 0))
+        self.clock = Walltime(attempt.scheduler, attempt.job_id, self.settings.signal_lead, limit_s)
+        self.walltime = Watcher(self.near, min(5.0, 10 * self.settings.look_every), inbox.wake)
         self.summary_before = read_bytes(self.run.summary)
         self.again = Again(attempt, checkpoints.newest(self.run))
         self.warned_at: float | None = None
-
-    @property
-    def lead(self) -> float:
-        return self.settings.signal_lead
+        self.patience = 0.0
 
     def work(self) -> int:
         """Run to the end; returns the exit code of the wrapper."""
@@ -161,6 +160,8 @@ class TrainingJob:
             return self.watcher.reason
         if self.warned_at is None and (self.inbox.warned or self.walltime.reason):
             self.warned_at = time.monotonic()
+            left_s = self.settings.signal_lead if self.inbox.warned else self.clock.left_s
+            self.patience = (left_s or 0.0) - self.settings.stop_timeout - MARGIN_S
             self.attempt.say("walltime_near", reason=self.walltime.reason or "the scheduler's signal")
             self.ask_for_checkpoint(command)
         return "late" if self.is_late() else None
@@ -170,8 +171,22 @@ class TrainingJob:
         and for asking to live again, which a job cannot do any more once its time limit has come."""
         if self.warned_at is None:
             return False
-        patience = self.lead - self.settings.stop_timeout - _MARGIN_S
-        return patience > 0 and time.monotonic() - self.warned_at > patience
+        return self.patience > 0 and time.monotonic() - self.warned_at > self.patience
+
+    def near(self) -> str | None:
+        """Why the end of our time is near: the scheduler's own warning may come too late for this trainer's
+        checkpoints, or not at all."""
+        saving = self.run.read(self.run.saving, Saving) or Saving()
+        lead_s = needed(saving, self.settings.stop_timeout, self.clock.limit_s)
+        if self.clock.raise_lead(lead_s):
+            self.attempt.say("lead_raised", lead_s=round(lead_s, 1), signal_s=self.settings.signal_lead)
+            print(
+                f"saves took up to {saving.save_s:.1f} s, and one may have to wait {saving.busy_s:.1f} s: "
+                f"a checkpoint is asked for {lead_s:.0f} s before the time limit from now on",
+                file=sys.stderr,
+                flush=True,
+            )
+        return self.clock.probe()
 
     def ask_for_checkpoint(self, command: Command) -> None:
         """By a file, which reaches every rank and is not lost while a trainer is still importing; and by a

@@ -229,6 +229,15 @@ class JobStatus(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saving(Record):
+    """`training/saving.json`: how long this trainer needs for a checkpoint, in seconds, as far as it was seen
+    in all lives of the run. The job around it asks for one early enough for that."""
+
+    save_s: float = 0.0  # the longest save, until it was durable
+    busy_s: float = 0.0  # the longest stretch in which a request for one has to wait: an update
+
+
+@dataclass(frozen=True, kw_only=True)
 class Submission(Record):
     """One entry of a journal of submissions. state: intent → submitted → confirmed (or failed).
 

@@ -46,6 +46,7 @@ from trainer.model import (
 from trainer.preflight import TINY
 from trainer.ranks import ALONE, Ranks, another_voice
 from trainer.rollout import Rollouts
+from trainer.saving import SaveTimes
 from trainer.tasks import Task, load_tasks
 from trainer.train import Training
 from trainer.warmstart import warm_start
@@ -97,6 +98,7 @@ def assemble(
         interrupt=interrupt,
         ranks=ranks,
         voice=another_voice(ranks),
+        save_times=SaveTimes(run),
     )
 
 

@@ -40,6 +40,7 @@ from trainer.learner import Learner
 from trainer.metrics import Clock, Metrics, Row, alarms
 from trainer.ranks import ALONE, Ranks
 from trainer.rollout import Rollouts
+from trainer.saving import SaveTimes
 from trainer.summary import staleness, summary
 from trainer.tasks import Task
 from trainer.together import shared
@@ -68,6 +69,7 @@ class Training:
     events: EventLog
     rollout_dir: Path
     probe_prompt: list[int]
+    save_times: SaveTimes
     steps: int
     step: int = 0
     validation: Sequence[Task] = ()
@@ -89,6 +91,7 @@ class Training:
 
         def say(path: Path, seconds: float) -> None:
             self.events.add("checkpoint", step=progress.step, path=str(path), seconds=round(seconds, 3))
+            self.save_times.saved(seconds)
 
         self.store.save(self.learner, progress, score, wait, say)
 
@@ -142,6 +145,7 @@ async def train(job: Training) -> str:
             row |= job.store.timings
             if job.ranks.first:
                 write_rollouts(job.rollout_dir, job.step - 1, episodes)
+                job.save_times.worked(row["time/total"] - row["time/rollout"])
             report(job, row)
             if due or (score is not None and score > best):
                 best = max(best, -math.inf if score is None else score)
