@@ -5,17 +5,21 @@ What it is
     of a monitor that was killed.
 
 What it does not do
-    It starts and ends nothing.
+    It starts none, and does not know which are wanted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import signal
 from pathlib import Path
 
 from runtime_server.engines import processes
 from runtime_server.engines.state import State
+
+_IDENTITY = re.compile(rb"[0-9a-f]{64}")
 
 
 def folder(state: State, identity: str) -> Path:
@@ -53,6 +57,26 @@ def tell_end(state: State, identity: str) -> None:
 def forget_end(state: State, identity: str) -> None:
     """Of a container that Podman does not know any more: a monitor may have written later than it looked."""
     (state.tmp / "exits" / identity).unlink(missing_ok=True)
+
+
+def running(state: State) -> dict[int, str]:
+    """The pid of every monitor, and the identity of its container."""
+    named = set(processes.naming(state.token)) - set(processes.services(state.token))
+    found = {pid: _IDENTITY.search(processes.command_line(pid)) for pid in named}
+    return {pid: match[0].decode() for pid, match in found.items() if match}
+
+
+def end(state: State, monitors: dict[int, str]) -> None:
+    """These, their containers, and what the runtime and the monitor kept of those."""
+
+    def left() -> list[int]:
+        found = [pid for pid, identity in running(state).items() if monitors.get(pid) == identity]
+        return [*processes.children(found), *found]
+
+    processes.end_all(left)
+    for identity in monitors.values():
+        shutil.rmtree(state.oci / identity, ignore_errors=True)
+        forget_end(state, identity)
 
 
 def end_others(state: State, keep: set[str]) -> None:

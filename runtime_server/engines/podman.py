@@ -37,6 +37,7 @@ from runtime_server.engines import (
     Facts,
     Image,
     Recipe,
+    leftovers,
     monitors,
     namespace,
     pausing,
@@ -57,8 +58,6 @@ from runtime_server.wire import Code
 
 AGENT_S = 60.0
 GONE_S = 10.0
-LEFTOVERS_S = (6.0, 10.0, 30.0)
-YOUNG_CGROUP_S = 5.0
 HANG_UP_S = 1.0
 TASKS_EACH = 64  # an ordinary user's sandboxes share one limit of processes and threads: on average so many
 
@@ -347,6 +346,11 @@ class PodmanEngine(Grounded):
             return str((await self._inspect(name))["Id"])
         return name
 
+    async def _identities(self) -> set[str]:
+        """Of all containers that Podman knows."""
+        rows = await self._api.json("GET", "/containers/json", params={"all": True})
+        return {str(row["Id"]) for row in rows or []}
+
     async def _inspect(self, identity: str) -> Any:
         return await self._api.json("GET", f"/containers/{identity}/json")
 
@@ -372,18 +376,11 @@ class PodmanEngine(Grounded):
                 return False
             await self._roots.start(self._state, self._service.pid)
             self._forget_leftovers()
-            self._leftovers = asyncio.create_task(self._remove_leftovers())
+            self._leftovers = asyncio.create_task(
+                leftovers.remove(self._state, self._node.cgroup, self._identities)
+            )
             return True
 
     def _forget_leftovers(self) -> None:
         if self._leftovers is not None:
             self._leftovers.cancel()
-
-    async def _remove_leftovers(self) -> None:
-        """What runtimes make that the killed service had begun, and nobody knows of."""
-        for pause_s in LEFTOVERS_S:
-            await asyncio.sleep(pause_s)
-            if self._node.cgroup:
-                await asyncio.to_thread(
-                    processes.remove_old_cgroups, self._node.cgroup, "libpod-*", YOUNG_CGROUP_S
-                )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime_server.engines import monitors, processes
+from runtime_server.engines import leftovers, monitors, processes
 from runtime_server.engines.layers import Layers
 from runtime_server.engines.state import State
-from runtime_server.errors import Full
+from runtime_server.errors import Full, Internal
 from runtime_server.wire import Code
 
 root = pytest.mark.skipif(os.getuid() != 0, reason="mounts something")
@@ -66,6 +66,34 @@ def monitor(state: State, identity: str) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.kill()
+
+
+async def test_a_runtime_that_made_a_container_nobody_knows_is_ended_with_it(state: State) -> None:
+    mine, lost = "a1" * 32, "b2" * 32
+    for name in (mine, lost):
+        (state.oci / name).mkdir(parents=True)
+
+    async def known() -> set[str]:
+        return {mine}
+
+    with monitor(state, mine) as kept, monitor(state, lost) as ended:
+        while len(monitors.running(state)) < 2:  # until both have their new names
+            assert ended.poll() is None
+        await leftovers.end_unknown(state, known)
+        assert ended.wait(10) == -9 and kept.poll() is None
+        assert monitors.running(state) == {kept.pid: mine}
+    assert [path.name for path in state.oci.iterdir()] == [mine]
+
+
+async def test_where_nobody_can_say_what_is_known_nothing_is_ended(state: State) -> None:
+    async def known() -> set[str]:
+        raise Internal("Podman does not answer", Code.CREATE_FAILED)
+
+    with monitor(state, "c3" * 32) as kept:
+        while not monitors.running(state):
+            assert kept.poll() is None
+        await leftovers.end_unknown(state, known)
+        assert kept.poll() is None
 
 
 def test_monitors_of_containers_that_nobody_has_end_and_leave_no_word(state: State) -> None:
