@@ -22,7 +22,7 @@ demo-slurm: setup
 	    runtime.image_archives=[$(CURDIR)/.setup/sandbox.tar]"
 
 test: setup
-	@$(PY) -m pytest -n 2 -m "not drill and not escape and not alone"; side_by_side=$$?; \
+	@$(PY) -m pytest -n 2 --dist worksteal -m "not drill and not escape and not alone"; side_by_side=$$?; \
 	$(PY) -m pytest -m alone && exit $$side_by_side
 
 test-clients: setup
