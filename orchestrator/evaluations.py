@@ -75,7 +75,7 @@ def _estimate(k: str, one: dict[str, float | None], tasks: int) -> Text:
     if value is None:
         return row(f"pass@{k}", Text(f"no task has {k} judged samples", "yellow"))
     bar = "█" * round(WIDTH * value)
-    spread = f" ± {100 * error:.1f}" if error is not None else ""
+    spread = f" ± {100 * error:.1f}" if error else ""  # where all tasks are alike it knows nothing
     some = f"   over {count} tasks that have {k} judged samples" if count < tasks else ""
     return row(
         f"pass@{k}",
