@@ -1,12 +1,13 @@
 """Podman's storage after a service that was killed: what it left half done, and none after it would remove.
 
 How to use it
-    tidy(graphroot)          # before a service is started on it; none may be running
+    tidy(graphroot, runroot)          # before a service is started on them; none may be running
 
 What is left, by when the service was killed
     while it wrote a file of records    its temporary file
     after it made a layer               directories that no record names
     after it wrote that down            a record of a layer that belongs to no container
+    after it forgot a container         that container's directories
 
 What it does not do
     It touches no image: what was pulled before a kill is what the next pull goes on from.
@@ -25,9 +26,10 @@ DIGESTS = ("diff-digest", "compressed-diff-digest")
 """Only layers of images have them."""
 
 
-def tidy(graphroot: Path) -> None:
+def tidy(graphroot: Path, runroot: Path) -> None:
     """See above. What cannot be read or removed stays."""
     with contextlib.suppress(OSError):
+        _remove_unknown(graphroot, runroot)
         for half in graphroot.glob("overlay-*/.tmp-*"):
             half.unlink()
         with contextlib.suppress(ValueError, LookupError, TypeError):  # of a Podman that writes otherwise
@@ -39,6 +41,16 @@ def tidy(graphroot: Path) -> None:
         for link in (graphroot / "overlay" / "l").glob("*"):
             if link.is_symlink() and not link.exists():
                 link.unlink()
+
+
+def _remove_unknown(graphroot: Path, runroot: Path) -> None:
+    """Directories of containers that are written down nowhere."""
+    files = _files(graphroot, "containers")
+    known = b"".join(file.read_bytes() for file in files)
+    for top in (graphroot, runroot) if files else ():
+        for folder in (top / "overlay-containers").glob("?" * 64):
+            if folder.name.encode() not in known:
+                namespace.remove_tree(folder)
 
 
 def _files(graphroot: Path, what: str) -> list[Path]:

@@ -75,7 +75,9 @@ def end(state: State, monitors: dict[int, str]) -> None:
 
     processes.end_all(left)
     for identity in monitors.values():
-        shutil.rmtree(state.oci / identity, ignore_errors=True)
+        storage = [top / "overlay-containers" for top in (state.runroot, state.graphroot)]
+        for top in (state.oci, *storage):
+            shutil.rmtree(top / identity, ignore_errors=True)
         forget_end(state, identity)
 
 

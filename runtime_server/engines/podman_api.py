@@ -11,6 +11,8 @@ What it does not do
 from __future__ import annotations
 
 import asyncio
+import socket
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,8 +40,8 @@ class Api:
         self._revive, self._reviving = revive, asyncio.Lock()
         self._life = 0  # of the service: how often it was started again
 
-    def connect(self, socket: Path) -> None:
-        self._client = PodmanClient(base_url=f"unix://{socket}", max_pool_size=16)
+    def connect(self, address: Path) -> None:
+        self._client = PodmanClient(base_url=f"unix://{address}", max_pool_size=16)
 
     def disconnect(self) -> None:
         client, self._client = self._client, None
@@ -72,11 +74,13 @@ class Api:
             try:
                 answer = await self._in_thread(call, whole=busy)
             except (requests.ConnectionError, APIError) as error:
+                _let_go(error)
                 if not await self._lives_again(life) or left == 1:
                     raise Internal(f"Podman does not answer: {error}", Code.CREATE_FAILED) from error
                 life = self._life
                 continue
             except requests.RequestException as error:
+                _let_go(error)
                 raise Internal(f"Podman took longer than {timeout_s:g} s", Code.CREATE_FAILED) from error
             if answer.status_code < 400:
                 return answer
@@ -107,6 +111,16 @@ class Api:
         if self._client is None:
             raise Internal("the engine has stopped", Code.SERVER_DRAINING)
         return self._client.api
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Close the socket that could not be connected: the package leaves it to the frames of the failed call,
+    and these to the garbage collector, which comes rarely while we serve."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if isinstance(held := frame.f_locals.get("sock"), socket.socket):
+                held.close()
+        error = error.__cause__ or error.__context__
 
 
 def _send(

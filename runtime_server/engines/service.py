@@ -92,7 +92,7 @@ class Service:
     async def start(self) -> None:
         """Write the settings, start the service, wait until it answers. Raises EngineError."""
         self._configure()
-        await asyncio.to_thread(graph.tidy, self.state.graphroot)
+        await asyncio.to_thread(graph.tidy, self.state.graphroot, self.state.runroot)
         self.state.socket.unlink(missing_ok=True)
         self._spawn()
         deadline = time.monotonic() + START_S

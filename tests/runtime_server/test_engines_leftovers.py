@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from runtime_server.engines import leftovers, monitors, processes
 from runtime_server.engines.layers import Layers
+from runtime_server.engines.podman_api import Api
 from runtime_server.engines.state import State
 from runtime_server.errors import Full, Internal
 from runtime_server.wire import Code
@@ -57,6 +59,25 @@ async def test_a_snapshot_for_which_there_is_no_room(state: State) -> None:
             await layers.stop()
 
 
+async def test_a_call_that_finds_no_service_leaves_no_socket_to_the_garbage_collector(state: State) -> None:
+    async def revive() -> bool:
+        return False
+
+    api = Api(2, revive)
+    api.connect(state.socket)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        for _ in range(8):
+            with pytest.raises(Internal, match="Podman does not answer"):
+                await api.json("GET", "/containers/json")
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+    finally:
+        gc.enable()
+        api.close()
+
+
 @contextmanager
 def monitor(state: State, identity: str) -> Iterator[subprocess.Popen[bytes]]:
     """A program of this name that sleeps, as a monitor does most of the time."""
@@ -70,8 +91,10 @@ def monitor(state: State, identity: str) -> Iterator[subprocess.Popen[bytes]]:
 
 async def test_a_runtime_that_made_a_container_nobody_knows_is_ended_with_it(state: State) -> None:
     mine, lost = "a1" * 32, "b2" * 32
-    for name in (mine, lost):
-        (state.oci / name).mkdir(parents=True)
+    folders = [state.oci, *(top / "overlay-containers" for top in (state.runroot, state.graphroot))]
+    for folder in folders:
+        for name in (mine, lost):
+            (folder / name / "userdata").mkdir(parents=True)
 
     async def known() -> set[str]:
         return {mine}
@@ -82,7 +105,7 @@ async def test_a_runtime_that_made_a_container_nobody_knows_is_ended_with_it(sta
         await leftovers.end_unknown(state, known)
         assert ended.wait(10) == -9 and kept.poll() is None
         assert monitors.running(state) == {kept.pid: mine}
-    assert [path.name for path in state.oci.iterdir()] == [mine]
+    assert [path.name for folder in folders for path in folder.iterdir()] == [mine] * 3
 
 
 async def test_where_nobody_can_say_what_is_known_nothing_is_ended(state: State) -> None:
