@@ -28,7 +28,7 @@ def contradictions(config: Config, mode: str) -> list[str]:
 
 def worries(config: Config, mode: str) -> list[str]:
     """What will work, but probably not as meant."""
-    found = [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config), *_not_yet(config)]
+    found = [*_capacity(config), *_walltimes(config, mode), *_cpu_training(config)]
     return [*found, *(plan_algorithm.worries(config) if "training" in roles_of(mode) else ())]
 
 
@@ -252,15 +252,6 @@ def _walltimes(config: Config, mode: str) -> Iterator[str]:
         yield (
             f"the runtime job ends after {clock(runtime)}, before the training job's {clock(training)}; "
             f"it will have to be requeued (runtime.time_limit)"
-        )
-
-
-def _not_yet(config: Config) -> Iterator[str]:
-    if gpus(config) > 1 or config.training.nodes > 1:
-        yield (
-            f"the built-in trainer is one process with at most one GPU in this version and will refuse "
-            f"{config.training.nodes} nodes of {config.training.gpus_per_node} GPUs: set training.nodes=1 "
-            f"training.gpus_per_node=1"
         )
 
 
