@@ -154,9 +154,9 @@ def test_scripts_are_bash_even_in_an_odd_directory() -> None:
         assert shlex.split(job.script.splitlines()[-1])[2:] == [f"{run}/code/jobs/{job.role}.sh", str(run)]
 
 
-def test_what_this_version_does_not_use_is_said_before_the_submission() -> None:
-    said = " ".join(plan("training.gpus_per_node=2", config="dev").warnings)
-    assert "set training.nodes=1 training.gpus_per_node=1" in said
+def test_several_gpus_and_nodes_are_no_reason_to_warn() -> None:
+    assert plan(config="dev").gpus == 2
+    assert not plan("training.nodes=2", "training.gpus_per_node=8", config="dev").warnings
 
 
 def test_several_servers() -> None:
