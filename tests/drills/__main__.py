@@ -1,7 +1,7 @@
 """Runs the drills and writes their table into docs/reliability.md: `make drills`.
 
 How to run it
-    python -m tests.drills                      # the whole table anew, if all of them pass
+    python -m tests.drills                      # the whole table anew, if all of them pass; two at a time
     python -m tests.drills -k EXPRESSION        # a part of them leaves the other rows as they are
 
 What it does not do
@@ -39,14 +39,19 @@ def line(row: dict[str, object]) -> str:
 def merged(new: list[dict[str, object]]) -> list[dict[str, object]]:
     """Rows of earlier runs, each replaced by the latest of its fault."""
     old = [json.loads(text) for text in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    return list({row["fault"]: row for row in [*old, *new]}.values())
+    return latest([*old, *new])
+
+
+def latest(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One of each fault: workers have an undisturbed run each."""
+    return list({row["fault"]: row for row in rows}.values())
 
 
 def origin(rows: list[dict[str, object]], whole: bool, seconds: float) -> str:
     if not whole:
         return "These rows are of several runs, each the latest of its fault."
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    told = f"{len(rows) - 1} faults and the undisturbed run, all in one go of {seconds / 60:.0f} minutes"
+    told = f"{len(rows) - 1} faults and the undisturbed run, all in one go of {seconds / 60:.0f} minutes, two at a time,"
     return f"{told} on {os.cpu_count()} cores, {date.today()}, code of `{commit.stdout.strip()}`."
 
 
@@ -61,13 +66,14 @@ def main() -> int:
     start, whole = time.monotonic(), not sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.jsonl"
-        command = [sys.executable, "-m", "pytest", "-m", "drill", "-v", "tests/drills", *sys.argv[1:]]
+        pytest = [sys.executable, "-m", "pytest", "-v", "-n", "2", "--dist", "worksteal"]
+        command = [*pytest, "-m", "drill", "tests/drills", *sys.argv[1:]]
         environment = os.environ | {"ORCHESTRATE_DRILLS": str(out)}
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         new = [json.loads(text) for text in out.read_text().splitlines()] if out.exists() else []
     whole = whole and code == 0
     if new:
-        rows = new if whole else merged(new)
+        rows = latest(new) if whole else merged(new)
         write(rows, origin(rows, whole, time.monotonic() - start))
     return code
 

@@ -82,7 +82,10 @@ def settings(cluster: Cluster, image: Path) -> dict[str, Any]:
         "training": {"partition": "gpu_test", "cpus": 1, "peer_grace": "30s"},
         "model": {"warmstart_steps": 60},
         "rollout": {"engine": "torch", "prompts_per_step": 4, "rollouts_per_prompt": 4},
-        "trainer": {"total_steps": STEPS, "save_every": 2, "critic_warmup_steps": 1} | once,
+        # constant rates: a run is compared step by step with a longer one
+        "trainer": {"total_steps": STEPS, "save_every": 2, "critic_warmup_steps": 1}
+        | {"lr_schedule": "constant", "lr_min_ratio": 0.0}
+        | once,
     }
 
 

@@ -13,7 +13,9 @@ from orchestrator.contract import JobStatus, ReadyFlag
 from .conftest import NewDrill
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(600)]
-REMOUNT = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
+# Read-only before it is there: a file that is open for writing would keep it from turning.
+REMOUNT = """set -e; beside=$(mktemp -d); mount --bind {0} $beside; mount -o remount,bind,ro $beside
+mount --bind $beside {0}; umount $beside; rmdir $beside"""
 
 
 def test_read_only(new_drill: NewDrill) -> None:
