@@ -51,7 +51,7 @@ def origin(rows: list[dict[str, object]], whole: bool, seconds: float) -> str:
     if not whole:
         return "These rows are of several runs, each the latest of its fault."
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    told = f"{len(rows) - 1} faults and the undisturbed run, all in one go of {seconds / 60:.0f} minutes, two at a time,"
+    told = f"{len(rows) - 1} faults and the undisturbed run, two at a time, in {seconds / 60:.0f} minutes"
     return f"{told} on {os.cpu_count()} cores, {date.today()}, code of `{commit.stdout.strip()}`."
 
 
