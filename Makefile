@@ -9,7 +9,7 @@
 # make schemathesis   the sandbox server against its own OpenAPI document, five minutes
 # make escape  attacks from inside sandboxes and from clients, on every engine; writes docs/security.md
 # make soak    sandboxes made, used and deleted while things are killed: nothing may be left (CYCLES=5000)
-# make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; half an hour
+# make drills  faults injected into whole runs on a private Slurm; writes docs/reliability.md; two at a time
 .PHONY: escape demo demo-slurm test test-clients fast check bench fuzz schemathesis soak drills cluster setup clean
 PY := .venv/bin/python
 
