@@ -13,14 +13,15 @@ from orchestrator.contract import JobStatus, ReadyFlag
 from .conftest import NewDrill
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(600)]
-# Read-only before it is there: a file that is open for writing would keep it from turning.
-REMOUNT = """set -e; beside=$(mktemp -d); mount --bind {0} $beside; mount -o remount,bind,ro $beside
-mount --bind $beside {0}; umount $beside; rmdir $beside"""
+# Not while a file there is open for writing, and one is every now and then.
+REMOUNT = """mount --bind {0} {0} && for _ in $(seq 200); do
+    mount -o remount,bind,ro {0} && exit; sleep 0.05; done; exit 1"""
 
 
 def test_read_only(new_drill: NewDrill) -> None:
     drill = new_drill("the run directory turns read-only on the training node")
-    drill.train(2)
+    run = drill.train(2)
+    drill.wait((run.checkpoints / "latest").exists, 60, "a checkpoint")
     node = drill.node("training")
     drill.fault()
     # the job's processes share the node's mounts, so they see it at once

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from .conftest import NewDrill
-from .kit import Drill
+from .kit import BASELINE_STEPS, Drill
 
 pytestmark = [pytest.mark.drill, pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(600)]
 
@@ -82,39 +82,50 @@ def test_drill_command(new_drill: NewDrill) -> None:
     drill.row("as kill -9 of the runtime stub, and the command says that the run recovered")
 
 
-# Run as root on the node, for a sandbox of these runs is gone within a second: kills the newest process whose
-# command line says the word, and which is process 1 of a namespace of its own if that is asked for.
+# Run as root on the node, for a sandbox of these runs is gone within a second: kills a process, any, whose
+# command line says the word, and which is process 1 of a namespace of its own if that is asked for. It, or
+# its parent, belongs to the cluster's user: other drills may be under way.
 STRIKE = """
-import os, pathlib, sys, time
-word, first, end = sys.argv[1].encode(), sys.argv[2] == "first", time.monotonic() + 30
+import contextlib, os, pathlib, random, sys, time
+word, first, user, end = sys.argv[1].encode(), sys.argv[2] == "first", sys.argv[3], time.monotonic() + 30
+def status(p):
+    return dict(line.split(":", 1) for line in (p / "status").read_text().splitlines())
 def is_it(p):
-    numbers = next(l for l in (p / "status").read_text().splitlines() if l.startswith("NSpid:")).split()
-    alone = numbers[-1] == "1" and len(numbers) > 2
-    return word in (p / "cmdline").read_bytes().split(b"\\0")[0] and alone == first
-while time.monotonic() < end:
-    for p in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda p: -int(p.name)):
+    told = status(p)
+    numbers = told["NSpid"].split()
+    alone = numbers[-1] == "1" and len(numbers) > 1
+    if word not in (p / "cmdline").read_bytes().split(b"\\0")[0] or alone != first:
+        return False
+    return user in (told["Uid"].split()[0], status(p.parent / told["PPid"].strip())["Uid"].split()[0])
+def found():
+    for p in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             if is_it(p):
-                os.kill(int(p.name), 9)
-                sys.exit(0)
-        except (OSError, StopIteration):
+                yield int(p.name)
+        except (OSError, KeyError):
             pass
+while time.monotonic() < end:
+    if pids := list(found()):
+        with contextlib.suppress(OSError):
+            os.kill(random.choice(pids), 9)
+            sys.exit(0)
 sys.exit(1)
 """
 
 
 def strike(drill: Drill, word: str, which: str) -> None:
     """Kill one, at once, on the runtime node."""
-    command = [drill.cluster.python, "-c", STRIKE, word, which]
+    command = [drill.cluster.python, "-c", STRIKE, word, which, str(drill.cluster.uid)]
     drill.cluster.run(command, user=False, node=drill.node("runtime"), check=True)
 
 
 def test_agent_killed(new_drill: NewDrill) -> None:
     drill = new_drill("kill -9 of a sandbox's agent, its first process")
+    drill.configure(trainer={"total_steps": BASELINE_STEPS})
     run = drill.train(2)
     log = run.err("training", drill.job("training"))
     drill.fault()
-    for _ in range(10):  # one that was just done with its work loses nothing
+    for _ in range(20):  # one that was just done with its work loses nothing
         strike(drill, "agent", "first")
         done = len(drill.steps())
         drill.wait(lambda: "attempt 1:" in log.read_text() or len(drill.steps()) > done, 60, "a lost episode")  # noqa: B023
