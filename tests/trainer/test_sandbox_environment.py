@@ -142,9 +142,10 @@ async def test_a_result_is_stdout_then_stderr_and_a_failing_test_earns_nothing()
         ("act", Unavailable("x"), Lost),
         ("act", Gone("x", Code.EXPIRED), Lost),
         ("act", NotFound("x", Code.SANDBOX_NOT_FOUND), Lost),  # the server forgot it
-        ("act", Gone("x"), Broken),
+        ("act", Gone("x"), Lost),
         ("act", Gone("x", Code.OOM), Broken),
-        ("check", Gone("x"), Broken),
+        ("check", Gone("x"), Lost),
+        ("check", Gone("x", Code.OOM), Broken),
         ("check", Internal("x"), Lost),
         ("/w/test.py", Unavailable("x"), Lost),
     ],

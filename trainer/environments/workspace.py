@@ -3,8 +3,9 @@
 What it is
     `SandboxWorkspace` runs commands, shells and the hidden test in one sandbox. `blame` turns the service's
     errors into ours: what the policy cannot have caused (server gone, queue full, create failed, sandbox
-    expired or forgotten) is `Lost`; a sandbox that its own processes killed is `Broken`; a wrong key or a
-    request that makes no sense is `Refused`. A command that timed out or ran out of memory is a plain result.
+    expired or forgotten, its first process killed, which nothing inside can do) is `Lost`; a sandbox that its
+    own processes filled with memory is `Broken`; a wrong key or a request that makes no sense is `Refused`.
+    A command that timed out or ran out of memory is a plain result.
 
 How to use it
     workspace = SandboxWorkspace(task=task, client=client, sandbox=sandbox); await workspace.prepare()
@@ -48,7 +49,6 @@ SETUP_TIMEOUT_S = 300.0
 KEPT_FOR_LOG = 4096
 
 _MISTAKES = {Code.UNAUTHORIZED, Code.BAD_REQUEST, Code.NOT_FOUND}
-_GONE = {Code.SANDBOX_DIED, Code.OOM}
 # What a policy can bring about in a living sandbox: a command line too long, a directory that it
 # removed, a directory where a file of the hidden test must go. Never a reason to stop the run.
 _IMPOSSIBLE = {Code.BAD_REQUEST, Code.TOO_LARGE, Code.FILE_ERROR, Code.FILE_NOT_FOUND}
@@ -107,7 +107,7 @@ def _blamed(what: str, error: SandboxError, policy: bool) -> EnvironmentFailure:
     text = f"{what}: {error.code}: {error}"
     if error.code in _MISTAKES:
         return Refused(text)
-    if policy and error.code in _GONE:
+    if policy and error.code == Code.OOM:
         return Broken(text)
     # We made it and did not remove it, so a sandbox that the server does not know was lost by the server.
     return Lost(text)
