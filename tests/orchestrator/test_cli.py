@@ -60,7 +60,7 @@ def test_a_dry_run_prints_the_plan_and_submits_nothing(runs_dir: Path) -> None:
 
 def test_a_dry_run_as_json() -> None:
     plan = json.loads(orchestrate("launch", "-c", "dev", "--dry-run", "--json").stdout)
-    assert plan["gpus"] == 1 and [job["role"] for job in plan["jobs"]] == ["training", "runtime"]
+    assert plan["gpus"] == 2 and [job["role"] for job in plan["jobs"]] == ["training", "runtime"]
 
 
 def test_a_dry_run_shows_no_secret(tmp_path: Path) -> None:

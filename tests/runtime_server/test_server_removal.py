@@ -132,7 +132,7 @@ async def test_of_a_dead_sandbox_no_file_is_held_open(boxes: Sandboxes) -> None:
         processes.send(boxes.get(made.id).container.pid)
     assert len(boxes.boxes) == 4
     await until(lambda: not boxes.live and not left(engine_of(boxes)), 20)
-    assert len([*files.iterdir()]) <= before + 1  # a connection to Podman
+    assert len([*files.iterdir()]) < before + 4  # connections to Podman: not one file for each sandbox
 
 
 @pytest.mark.container
