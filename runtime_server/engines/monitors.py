@@ -61,8 +61,7 @@ def forget_end(state: State, identity: str) -> None:
 
 def running(state: State) -> dict[int, str]:
     """The pid of every monitor, and the identity of its container."""
-    named = set(processes.naming(state.token)) - set(processes.services(state.token))
-    found = {pid: _IDENTITY.search(processes.command_line(pid)) for pid in named}
+    found = {pid: _IDENTITY.search(processes.command_line(pid)) for pid in _pids(state)}
     return {pid: match[0].decode() for pid, match in found.items() if match}
 
 
@@ -74,8 +73,8 @@ def end(state: State, monitors: dict[int, str]) -> None:
         return [*processes.children(found), *found]
 
     processes.end_all(left)
+    storage = [top / "overlay-containers" for top in (state.runroot, state.graphroot)]
     for identity in monitors.values():
-        storage = [top / "overlay-containers" for top in (state.runroot, state.graphroot)]
         for top in (state.oci, *storage):
             shutil.rmtree(top / identity, ignore_errors=True)
         forget_end(state, identity)
@@ -86,14 +85,18 @@ def end_others(state: State, keep: set[str]) -> None:
     known = [identity.encode() for identity in keep]
 
     def others() -> list[int]:
-        named = set(processes.naming(state.token)) - set(processes.services(state.token))
-        found = [pid for pid in named if not any(one in processes.command_line(pid) for one in known)]
+        found = [pid for pid in _pids(state) if not any(one in processes.command_line(pid) for one in known)]
         return [*processes.children(found), *found]
 
     processes.end_all(others)
     for file in (state.tmp / "exits").glob("*"):
         if file.name not in keep:
             file.unlink(missing_ok=True)
+
+
+def _pids(state: State) -> set[int]:
+    """Of all monitors."""
+    return set(processes.naming(state.token)) - set(processes.services(state.token))
 
 
 def _number(file: Path) -> int:
