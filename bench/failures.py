@@ -21,6 +21,7 @@ import asyncio
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -30,9 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-import yaml
-
 from bench.curves import draw
+from orchestrator.config import load
 from orchestrator.contract import Role, RunDirectory, read_json_lines
 from orchestrator.schema import Config
 from trainer.assemble import assemble
@@ -44,7 +44,6 @@ from trainer.tasks import Task
 from trainer.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("model", "data", "rollout", "algorithm", "trainer", "training")
 CASES: Mapping[str, type[Exception] | None] = {
     "none lost": None,
     "lost, masked": Lost,
@@ -93,11 +92,8 @@ class Failing(LocalEnvironment):
 
 def settings(steps: int, seed: int) -> Config:
     """The demo's; nothing is tried twice, so that what is lost stays lost."""
-    written = yaml.safe_load((ROOT / "config" / "local.yaml").read_text())
-    config = Config.model_validate({part: written[part] for part in PARTS if part in written})
-    config.run.seed, config.rollout.retries = seed, 0
-    config.trainer.total_steps = config.trainer.save_every = steps
-    return config
+    length = [f"trainer.total_steps={steps}", f"trainer.save_every={steps}"]
+    return load("local", [f"run.seed={seed}", "rollout.retries=0", *length]).config
 
 
 async def learn(folder: Path, config: Config, world: LocalEnvironment) -> list[tuple[float, float]]:
@@ -124,14 +120,13 @@ def one(case: str, options: argparse.Namespace) -> list[tuple[float, float]]:
         return asyncio.run(learn(Path(folder), settings(options.steps, options.seed), world))
 
 
-async def in_a_process(case: str, arguments: list[str]) -> list[tuple[float, float]]:
+def in_a_process(case: str, arguments: list[str]) -> list[tuple[float, float]]:
     """vLLM starts once in a process."""
     command = [sys.executable, "-m", "bench.failures", *arguments, "--case", case]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-    said, _ = await process.communicate()
-    if process.returncode:
-        raise SystemExit(f"bench.failures: {case!r} ended with {process.returncode}")
-    return [(every, lived) for every, lived in json.loads(said.splitlines()[-1])]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench.failures: {case!r} ended with {done.returncode}")
+    return [(every, lived) for every, lived in json.loads(done.stdout.splitlines()[-1])]
 
 
 def main() -> int:
@@ -150,7 +145,7 @@ def main() -> int:
         return 0
     curves: dict[str, list[tuple[float, float]]] = {}
     for case in CASES:
-        curves[case] = asyncio.run(in_a_process(case, sys.argv[1:]))
+        curves[case] = in_a_process(case, sys.argv[1:])
         every, lived = (mean(pair[n] for pair in curves[case][-LAST:]) for n in (0, 1))
         if not options.json:
             print(f"  {case:<16} success {every:6.1%} of all, {lived:6.1%} of those whose sandbox lived")
