@@ -1,11 +1,13 @@
-"""Learning curves of several runs in one picture.
+"""Learning curves of several runs in one picture, and their raw numbers in small files.
 
 How to run it
-    python -m bench.curves RUN_DIR… [--out docs/demo.svg]        # labels are the runs' seeds
+    python -m bench.curves RUN_DIR|FILE.csv… [--out docs/demo.svg] [--keep docs/curves/demo]
 
 What it does
-    Each run's success rate by step, faint, and its mean over ten steps, strong; the JSON line last holds
-    the mean of the first three and of the last ten steps of each.
+    Each run's success rate by step, faint, and its mean over ten steps, strong; dots are its validations, on
+    tasks that training never shows. `--keep` writes each run's rows, the columns that matter, to
+    `PREFIX-seed-N.csv`, which is read here like a run. The JSON line last holds the mean of the first three
+    and of the last ten steps of each, and its first and last validation.
 
 What it does not do
     It trains nothing: `orchestrate launch --config local run.seed=1` does.
@@ -14,10 +16,13 @@ What it does not do
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,22 +30,66 @@ from orchestrator.contract import RunDirectory, read_json_lines
 
 WINDOW = 10
 COLOURS = ("#2f6db3", "#c8553d", "#5a8f4e", "#8a5fa8", "#b8892b")
+SUCCESS, VALIDATION = "success_rate", "validation/success_rate"
+KEPT = (
+    *(
+        "step",
+        SUCCESS,
+        VALIDATION,
+        "reward_mean",
+        "status/infra",
+        "loss_policy",
+        "loss_value",
+        "kl",
+        "step_kl",
+    ),
+    *("clipped", "entropy", "mismatch", "explained_variance", "grad_norm_policy", "length/response"),
+    *("time/total", "time/rollout", "time/update", "tokens_per_s"),
+)
+"""Columns of a kept file; a run has those of them that it measured."""
+
+Row = Mapping[str, Any]
 
 
-def rates(run: RunDirectory) -> list[float]:
-    """Success rate by step; a step that was done again counts the last time."""
-    return list({row["step"]: float(row["success_rate"]) for row in read_json_lines(run.metrics)}.values())
+def rows_of(source: Path) -> list[Row]:
+    """A run's rows, or a kept file's; of a step that was done again the last one counts."""
+    if source.is_file():
+        with source.open(newline="") as file:
+            return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    return list({row["step"]: row for row in read_json_lines(RunDirectory(source).metrics)}.values())
 
 
-def trailing_means(values: list[float]) -> list[float]:
+def name_of(source: Path) -> str:
+    """`seed-N`: a run's seed, or the end of a kept file's name."""
+    if source.is_file():
+        return "-".join(source.stem.split("-")[-2:])
+    return f"seed-{yaml.safe_load(RunDirectory(source).config.read_text())['run']['seed']}"
+
+
+def keep(rows: Sequence[Row], out: Path) -> None:
+    """Write what matters of each row, to five digits."""
+    names = [name for name in KEPT if any(name in row for row in rows)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([_short(row.get(name)) for name in names] for row in rows)
+
+
+def _short(value: object) -> object:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else value
+
+
+def trailing_means(values: Sequence[float]) -> list[float]:
     return [statistics.mean(values[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(values))]
 
 
-def seed_of(run: RunDirectory) -> str:
-    return str(yaml.safe_load(run.config.read_text())["run"]["seed"])
-
-
-def draw(curves: dict[str, list[float]], out: Path) -> None:
+def draw(
+    curves: Mapping[str, Sequence[float]],
+    out: Path,
+    dots: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> None:
+    """`curves`: values from step 1 on, by name; `dots`: (step, value), under the same names."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -51,7 +100,10 @@ def draw(curves: dict[str, list[float]], out: Path) -> None:
     for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, color=colour, alpha=0.22, linewidth=1)
-        axes.plot(steps, trailing_means(values), color=colour, linewidth=2, label=name)
+        axes.plot(steps, trailing_means(values), color=colour, linewidth=2, label=name.replace("-", " "))
+        seen = (dots or {}).get(name, ())
+        if seen:
+            axes.plot(*zip(*seen, strict=True), "o:", color=colour, markersize=5, linewidth=1)
     axes.set(xlabel="step", ylabel="success rate", ylim=(0, 1), xlim=(1, max(map(len, curves.values()))))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
@@ -60,21 +112,34 @@ def draw(curves: dict[str, list[float]], out: Path) -> None:
     figure.savefig(out, metadata={"Date": None})
 
 
+def ends(rows: Sequence[Row]) -> dict[str, float]:
+    """Where a run began and where it ended."""
+    rates = [row[SUCCESS] for row in rows]
+    found = {"first_3": statistics.mean(rates[:3]), "last_10": statistics.mean(rates[-10:])}
+    if seen := [row[VALIDATION] for row in rows if VALIDATION in row]:
+        found |= {"first_validation": seen[0], "last_validation": seen[-1]}
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.curves", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("runs", nargs="+", type=RunDirectory)
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or files of --keep")
     parser.add_argument("--out", type=Path, help="an SVG file")
+    parser.add_argument("--keep", help="where raw numbers go: PREFIX-seed-N.csv")
     options = parser.parse_args()
-    curves = {f"seed {seed_of(run)}": rates(run) for run in options.runs}
+    runs = {name_of(source): rows_of(source) for source in options.runs}
+    for name, rows in runs.items() if options.keep else ():
+        keep(rows, Path(f"{options.keep}-{name}.csv"))
     if options.out:
-        draw(curves, options.out)
-    ends = {
-        name: {"first_3": round(statistics.mean(v[:3]), 2), "last_10": round(statistics.mean(v[-10:]), 2)}
-        for name, v in curves.items()
-    }
-    print(json.dumps(ends))
+        curves = {name: [row[SUCCESS] for row in rows] for name, rows in runs.items()}
+        dots = {
+            name: [(row["step"] + 1, row[VALIDATION]) for row in rows if VALIDATION in row]
+            for name, rows in runs.items()
+        }
+        draw(curves, options.out, dots)
+    print(json.dumps({name: ends(rows) for name, rows in runs.items()}))
     return 0
 
 
