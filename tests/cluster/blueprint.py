@@ -37,6 +37,7 @@ def write(
 ) -> None:
     _folders(layout)
     _home(layout, uid)
+    _accounts(layout, uid)
     layout.munge_key.write_bytes(random.randbytes(1024))
     layout.munge_key.chmod(0o400)
     layout.conf.write_text(config.slurm_conf(layout, settings))
@@ -75,19 +76,15 @@ def _home(layout: Layout, uid: int) -> None:
         folder.chmod(0o700)
 
 
-def _files(layout: Layout, uid: int) -> dict[str, str]:
-    """Private versions of the machine's files: {where the text lies: what it covers}."""
+def _accounts(layout: Layout, uid: int) -> None:
+    """What covers the machine's files of the same names."""
+    (layout.accounts / "slurm").mkdir(parents=True)
+    layout.accounts.chmod(0o755)
     texts = config.accounts(uid, layout.home) | {"/etc/hosts": config.hosts()}
-    bound = {}
     for target, text in texts.items():
-        if Path(target).exists():
-            source = layout.etc / Path(target).name
-            source.write_text(text)
-            source.chmod(0o600 if target == "/etc/shadow" else 0o644)
-            bound[str(source)] = target
-    if Path("/etc/slurm").is_dir():
-        bound[str(layout.slurm)] = "/etc/slurm"
-    return bound
+        file = layout.accounts / Path(target).name
+        file.write_text(text)
+        file.chmod(0o600 if target == "/etc/shadow" else 0o644)
 
 
 def _specification(layout: Layout, uid: int, accounting: bool, visible: Iterable[Path]) -> dict[str, Any]:
@@ -103,7 +100,8 @@ def _specification(layout: Layout, uid: int, accounting: bool, visible: Iterable
         "root": str(layout.root),
         "visible": [str(path) for path in shown],
         "covered": [str(path) for path in machine.closed_parents([layout.root, *shown])],
-        "files": _files(layout, uid),
+        "over_etc": str(layout.accounts),
+        "slurm": str(layout.slurm),
         "uid": uid,
         "gid": uid,
         "address": config.CONTROL,

@@ -71,6 +71,11 @@ class Layout:
         return self.root / "etc"
 
     @property
+    def accounts(self) -> Path:
+        """Laid over /etc."""
+        return self.etc / "over"
+
+    @property
     def slurm(self) -> Path:
         """Bound over /etc/slurm, so that jobs without SLURM_CONF find their own cluster."""
         return self.etc / "slurm"

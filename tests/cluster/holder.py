@@ -58,8 +58,10 @@ class Tree:
         ns.bind(STAGE / "0", self.root)  # the only thing on disk that stays writable
         for folder in self.spec["covered"]:
             self.cover(Path(folder), 0o755)
-        for source, target in self.spec["files"].items():
-            ns.bind(Path(source), Path(target))
+        # As a whole: what is mounted over the file /etc/passwd is gone once somebody adds a user to the
+        # machine, because that replaces the file.
+        ns.overlay(Path(self.spec["over_etc"]), Path("/etc"))
+        ns.bind(Path(self.spec["slurm"]), Path("/etc/slurm"))
         self._devices()
 
     def _freeze(self) -> None:

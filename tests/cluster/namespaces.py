@@ -72,6 +72,16 @@ def mount_new(kind: str, target: Path, options: str | None = None) -> None:
     _mount(kind, target, kind, 0, options)
 
 
+def overlay(above: Path, target: Path) -> None:
+    """Show the files of `above` in place of those of `target`, and the rest of `target`; nobody can write."""
+    descriptor = os.open(above, os.O_PATH)  # no path in the options: it may hold a colon or a comma
+    try:
+        layers = f"lowerdir=/proc/self/fd/{descriptor}:{target}"
+        _mount("overlay", target, "overlay", _READ_ONLY, layers)
+    finally:
+        os.close(descriptor)
+
+
 def read_only(target: Path) -> None:
     """This one mount, not those below it."""
     words = next((words for path, _, words in mounts() if path == target), frozenset())

@@ -55,6 +55,15 @@ def test_a_directory_below_a_closed_one_is_shown_alone(tmp_path: Path) -> None:
             assert answer.stdout == "shown\nseen" and "Read-only" in answer.stderr
 
 
+def test_a_user_who_is_added_to_the_machine_takes_no_account_away() -> None:
+    """That replaces /etc/passwd, and what is mounted over a file goes with the file."""
+    with Cluster() as cluster:
+        mounts = cluster.run(["cat", "/proc/self/mountinfo"], node="ctl", check=True).stdout.splitlines()
+        below = {line.split()[4] for line in mounts if line.split()[4].startswith("/etc")}
+        assert below == {"/etc", "/etc/slurm"}
+        assert cluster.run(["id", "-un"]).stdout.strip() == cluster.user
+
+
 def test_it_runs_in_a_closed_directory_for_temporary_files(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path)}
