@@ -76,8 +76,8 @@ class Trainer(Section):
     critic_warmup_steps: Annotated[int, Limits(ge=0)] = 0
     """First steps in which only the critic learns."""
     packing: bool = False
-    """Sequences one behind the other instead of padded to equal length; `micro_batch_tokens` then counts real
-    tokens."""
+    """Sequences one behind the other instead of padded to equal length, a prompt that several of them begin
+    with only once; `micro_batch_tokens` then counts real tokens."""
     activation_checkpointing: bool = False
     """Compute each layer again in the backward pass instead of keeping what is inside it: a third more
     computation, a fraction of the memory."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -32,6 +33,8 @@ from trainer.ranks import ALONE, Ranks
 
 MiniBatch = list[list[int]]
 """Micro-batches of one optimiser step, each a list of row numbers."""
+Prompt = tuple[int, int]
+"""Of a row: the number of its prompt, and how many tokens it has."""
 
 
 @dataclass
@@ -93,6 +96,10 @@ class Batch:
         return cls.of([empty])
 
     @property
+    def prompts(self) -> list[Prompt]:
+        return list(zip(self.groups.tolist(), (self.lengths - self.responses).tolist(), strict=True))
+
+    @property
     def acting(self) -> Tensor:
         """[rows] True where there is something to learn from: any action at all."""
         return self.mask.sum(1) > 0
@@ -138,20 +145,27 @@ def trainable(episodes: Sequence[Episode], truncated: str = "score") -> list[Epi
 
 
 def divide(
-    lengths: Tensor, minibatches: int, budget: int, packed: bool = False, ranks: Ranks = ALONE
+    lengths: Tensor,
+    minibatches: int,
+    budget: int,
+    packed: bool = False,
+    ranks: Ranks = ALONE,
+    prompts: Sequence[Prompt] = (),
 ) -> list[MiniBatch]:
     """Deal the rows out at random into `minibatches` of near-equal size, each into micro-batches.
 
     A micro-batch stays within `budget` tokens: real ones when rows are `packed` one behind the other, else
-    padded ones (rows × longest), of rows of similar length. A row above the budget goes alone. With several
-    ranks all of them get as many minibatches, and in each as many micro-batches, as the one that needs most:
-    a sharded model computes on all ranks or on none. Missing ones are made by splitting, then left empty.
+    padded ones (rows × longest), of rows of similar length. A row above the budget goes alone. With the rows'
+    `prompts`, packed rows of the same one keep together, and it counts once for them. With several ranks all
+    of them get as many minibatches, and in each as many micro-batches, as the one that needs most: a sharded
+    model computes on all ranks or on none. Missing ones are made by splitting, then left empty.
     The order comes from torch's global generator: same state, same order.
     """
     order = torch.randperm(len(lengths)).tolist()
     parts = [part for i in range(minibatches) if (part := order[i::minibatches])]
     parts += [[]] * (int(ranks.max(torch.tensor(len(parts)))) - len(parts))
-    pack = _pack_real if packed else _pack_padded
+    prompts = prompts or [(row, 0) for row in range(len(lengths))]
+    pack = partial(_pack_real, prompts=prompts) if packed else _pack_padded
     made = [pack(sorted(part, key=lambda row: int(lengths[row])), lengths, budget) for part in parts]
     counts: list[int] = ranks.max(torch.tensor([len(mini) for mini in made])).tolist()
     return [_spread(mini, count) for mini, count in zip(made, counts, strict=True)]
@@ -167,20 +181,38 @@ def _pack_padded(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
     return packed
 
 
-def _pack_real(rows: list[int], lengths: Tensor, budget: int) -> MiniBatch:
-    """Rows, longest first, each where it leaves the least room: few micro-batches, all of them full."""
+def _pack_real(rows: list[int], lengths: Tensor, budget: int, prompts: Sequence[Prompt]) -> MiniBatch:
+    """Rows with their prompt, longest first, each where it leaves the least room: few micro-batches, all of
+    them full."""
     packed: MiniBatch = []
     left: list[int] = []
-    for row in reversed(rows):
-        size = int(lengths[row])
+    for family, size in _families(rows, lengths, budget, prompts):
         fits = [i for i, room in enumerate(left) if size <= room]
         at = min(fits, key=lambda i: left[i], default=len(packed))
         if at == len(packed):
             packed.append([])
             left.append(budget)
-        packed[at].append(row)
+        packed[at] += family
         left[at] -= size
     return packed or [[]]
+
+
+def _families(
+    rows: list[int], lengths: Tensor, budget: int, prompts: Sequence[Prompt]
+) -> list[tuple[list[int], int]]:
+    """Rows that share a prompt, as many together as the budget holds, and their tokens; the largest first."""
+    found: list[tuple[list[int], int]] = []
+    growing: dict[int, int] = {}
+    for row in reversed(rows):
+        number, prompt = prompts[row]
+        own = int(lengths[row]) - prompt
+        at = growing.get(number)
+        if at is not None and found[at][1] + own <= budget:
+            found[at] = ([*found[at][0], row], found[at][1] + own)
+        else:
+            growing[number] = len(found)
+            found.append(([row], prompt + own))
+    return sorted(found, key=lambda family: -family[1])
 
 
 def _spread(minibatch: MiniBatch, count: int) -> MiniBatch:

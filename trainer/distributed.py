@@ -244,15 +244,17 @@ def deal(episodes: Sequence[Episode], wanted: Trainer, ranks: Ranks = ALONE) -> 
     """
     if ranks.size == 1:
         batch = Batch.of(episodes)
-        return batch, divide(batch.lengths, wanted.minibatches, wanted.micro_batch_tokens, wanted.packing)
+        sizes = wanted.minibatches, wanted.micro_batch_tokens
+        return batch, divide(batch.lengths, *sizes, wanted.packing, prompts=batch.prompts)
     order = torch.randperm(len(episodes)).tolist()
     mine: list[Episode] = []
     division: list[MiniBatch] = []
     for number in range(min(wanted.minibatches, len(order))):
         lengths = {row: len(episodes[row].ids) for row in order[number :: wanted.minibatches]}
         rows = by_length(lengths, ranks.size)[ranks.rank]
-        division.append(_divided(rows, lengths, len(mine), wanted.micro_batch_tokens, wanted.packing, ranks))
-        mine += [episodes[row] for row in rows]
+        taken = [episodes[row] for row in rows]
+        division.append(_divided(taken, len(mine), wanted.micro_batch_tokens, wanted.packing, ranks))
+        mine += taken
     return Batch.of(mine) if mine else Batch.nothing(), division
 
 
@@ -267,11 +269,10 @@ def by_length(lengths: dict[int, int], ranks: int) -> list[list[int]]:
     return [sorted(rows) for rows in found]
 
 
-def _divided(
-    rows: list[int], lengths: dict[int, int], start: int, budget: int, packed: bool, ranks: Ranks
-) -> MiniBatch:
+def _divided(episodes: Sequence[Episode], start: int, budget: int, packed: bool, ranks: Ranks) -> MiniBatch:
     """One minibatch's micro-batches on this rank, as row numbers from `start` on."""
     with torch.random.fork_rng(devices=[]):  # ranks draw differently many numbers here
-        sizes = torch.tensor([lengths[row] for row in rows], dtype=torch.int64)
-        (found,) = divide(sizes, 1, budget, packed, ranks)
+        sizes = torch.tensor([len(one.ids) for one in episodes], dtype=torch.int64)
+        prompts = [(one.group, one.prompt_length) for one in episodes]
+        (found,) = divide(sizes, 1, budget, packed, ranks, prompts)
     return [[start + row for row in micro] for micro in found]

@@ -115,6 +115,20 @@ def test_packing_leaves_less_than_half_of_the_budget_empty() -> None:
     assert all(fill > 50 for fill in fills[1:]) and len(mini) <= 1.1 * float(lengths.sum()) / 100 + 1
 
 
+def test_rows_of_one_prompt_keep_together_and_count_it_once() -> None:
+    prompts = [(row % 3, 20) for row in range(12)]
+    lengths = torch.tensor([20 + 3 + row for row in range(12)])
+
+    def cost(rows: list[int]) -> int:
+        return 20 * len({row % 3 for row in rows}) + sum(3 + row for row in rows)
+
+    (mini,) = divide(lengths, 1, 62, packed=True, prompts=prompts)
+    assert sorted(row for rows in mini for row in rows) == list(range(12))
+    assert sorted(cost(rows) for rows in mini) == [50, 54, 58] and all(cost(rows) <= 62 for rows in mini)
+    (small,) = divide(lengths, 1, 40, packed=True, prompts=prompts)
+    assert all(cost(rows) <= 40 or len(rows) == 1 for rows in small) and len(small) > len(mini)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("rows", [(9, 4), (5, 0, 2), (1, 7, 3)])
 def test_every_rank_makes_as_many_passes_as_the_others(rows: tuple[int, ...], packed: bool) -> None:

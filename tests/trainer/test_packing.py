@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from trainer import packing
 from trainer.batch import Batch
 from trainer.errors import ModelError
 from trainer.model import make_critic, recompute_blocks, score, tiny_policy, value
+from trainer.packing import Piece
 
 
 def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -32,13 +34,57 @@ def test_a_row_is_cut_after_its_last_action_and_rows_start_anew() -> None:
     packed = packing.pack(ids, mask)
     assert packed.ids.tolist() == [[1, 2, 6, 7]]
     assert packed.positions.tolist() == [[0, 1, 0, 1]]
-    assert packed.lengths == [2, 2]
-    assert packed.before.tolist() == [False, True, True, True]
+    assert packed.layout.pieces == (Piece(0, 2, 2, 0, True), Piece(2, 1, 3, 1, True))
+    assert packed.before.tolist() == [1, 2, 3]
 
 
 def test_rows_without_any_action_still_make_one_token() -> None:
     packed = packing.pack(torch.tensor([[5, 6], [7, 8]]), torch.zeros(2, 2))
-    assert packed.ids.tolist() == [[5]] and packed.lengths == [1] and packed.before.tolist() == [False]
+    assert packed.ids.tolist() == [[5]] and packed.layout.pieces == (Piece(0, 1, 1, 0, True),)
+    assert not len(packed.before)
+
+
+def test_a_prompt_of_several_rows_is_there_once() -> None:
+    ids = torch.tensor([[1, 2, 3, 4], [7, 8, 9, 0], [1, 2, 5, 6], [1, 2, 3, 0]])
+    mask = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 1, 0]])
+    packed = packing.pack(ids, mask)
+    assert packed.ids.tolist() == [[1, 2, 3, 5, 7, 8]]
+    assert packed.positions.tolist() == [[0, 1, 2, 2, 0, 1]]
+    assert packed.layout.pieces == (
+        Piece(0, 2, 2, 1, True),
+        Piece(0, 2, 3, 1, False),
+        Piece(4, 2, 6, 0, True),
+    )
+    assert packed.before.tolist() == [1, 2, 5, 1, 3, 1]  # the last row's only action follows the prompt
+    assert packed.layout.keys is not None and packed.layout.keys.tolist() == [0, 1, 2, 0, 1, 3, 4, 5]
+    assert [ends.tolist() for ends in packed.layout.borders] == [[0, 3, 4, 6], [0, 3, 6, 8]]
+
+
+@pytest.fixture(scope="module")
+def groups() -> Batch:
+    """Nine rows of three prompts, mixed, of many lengths; what follows the prompt may begin alike."""
+    torch.manual_seed(3)
+    ids = torch.randint(0, 250, (9, 30))
+    lengths = torch.randint(14, 31, (9,))
+    mask = torch.zeros(9, 30)
+    for row in range(9):
+        prompt = 5 + row % 3
+        ids[row, : prompt + 1] = torch.arange(prompt + 1) + 40 * (row % 3)
+        mask[row, prompt : prompt + 4] = 1
+        mask[row, prompt + 7 : int(lengths[row])] = 1
+    one = Batch.of(made_episodes(9))
+    return replace(one, ids=ids, mask=mask)
+
+
+def test_shared_prompts_give_the_scores_and_gradients_of_rows_alone(groups: Batch) -> None:
+    padded, packed = pair()
+    (expected, theirs), (found, mine) = losses(padded, groups), losses(packed, groups)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    computed = packing.pack(groups.ids, groups.mask).ids.shape[1]
+    apart = sum(packing.pack(groups.ids[n : n + 1], groups.mask[n : n + 1]).ids.shape[1] for n in range(9))
+    assert computed == apart - 2 * (5 + 6 + 7)
 
 
 def losses(policy: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
