@@ -158,7 +158,7 @@ class Watch:
                 watched = [*self._watched]
             started = (
                 time.thread_time()
-            )  # not the clock's: where many wait for a core, looks must not get rare
+            )  # not the clock: looks must not get rare where cores are busy
             try:
                 self.look(watched)
             except Exception:  # without this thread there is no limit at all: say it, and look again
