@@ -156,9 +156,7 @@ class Watch:
         while not self._stop.wait(max(EVERY_S, took * REST)):
             with self._lock:
                 watched = [*self._watched]
-            started = (
-                time.thread_time()
-            )  # not the clock: looks must not get rare where cores are busy
+            started = time.thread_time()  # not the clock: looks must not get rare where cores are busy
             try:
                 self.look(watched)
             except Exception:  # without this thread there is no limit at all: say it, and look again
