@@ -210,13 +210,18 @@ async def test_asking(field: Field) -> str:
     "the agent's number of commands; each is one's own",
 )
 async def test_many_commands(field: Field) -> str:
-    work = [asyncio.ensure_future(field.bad.exec("sleep 30", timeout_s=2)) for _ in range(300)]
+    bad = await _one(field)
+    work = [asyncio.ensure_future(bad.exec("sleep 30", timeout_s=2)) for _ in range(300)]
     while not all(task.done() for task in work):
         await field.others_answer()
         await asyncio.wait(work, timeout=0.3)
     ended = [task.exception() or task.result() for task in work]
     refusals = [e for e in ended if isinstance(e, SandboxError)]
-    assert all(e.code in (Code.FILE_ERROR, Code.TOO_MANY) for e in refusals), refusals[:3]
+    codes = {e.code for e in refusals}
+    await field.client.delete(bad.id)
+    if field.world.engine == "process" and codes <= {Code.SANDBOX_DIED, Code.TOO_MANY}:
+        return "ended: more processes than it may have, and no kernel to hold it; the others answered"
+    assert codes <= {Code.FILE_ERROR, Code.TOO_MANY}, refusals[:3]
     return f"{len(ended) - len(refusals)} ran, {len(refusals)} were refused; {await field.lives()}"
 
 
