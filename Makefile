@@ -1,7 +1,7 @@
 # make demo    set up, then train a small policy by PPO in real sandboxes and show its learning curve
 # make demo-slurm   the same as two jobs of a private Slurm, on different hosts
 # make test    set up, then run every test
-# make check   style and types        make fast    tests that need neither container nor vLLM, about a minute
+# make check   style and types        make fast    tests that need neither container nor vLLM, two to three minutes
 # make test-clients   the real OpenHands clients against the server, in environments of their own
 # make cluster a private Slurm and a shell in it; or one command: make cluster CMD='srun -N2 hostname'
 # make fuzz    the sandbox agent's frames and archives, with sanitizers, ten minutes (FUZZ_S=60: one)
